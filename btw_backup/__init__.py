@@ -1,0 +1,3 @@
+"""Backups of one server's file hierarchies and PostgreSQL databases."""
+
+__version__ = "1.0.0"

@@ -1,0 +1,8 @@
+"""``python -m btw_backup``."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(prog="btw_backup"))

@@ -1,0 +1,44 @@
+"""The arguments that commands share, converted once."""
+
+import argparse
+from datetime import timedelta
+
+from .ownership import UNCHANGED, parse_owner
+from .spans import parse_span
+
+
+def span(text: str) -> timedelta:
+    """For argparse: a time span on the command line."""
+    try:
+        return parse_span(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def add_destination(parser: argparse.ArgumentParser) -> None:
+    """The directory of backups."""
+    parser.add_argument("dst", help="the directory that holds the backups; it must exist")
+
+
+def add_wait(parser: argparse.ArgumentParser) -> None:
+    """How long a command that writes waits for another."""
+    parser.add_argument(
+        "--wait",
+        type=span,
+        default=timedelta(),
+        metavar="SPAN",
+        help="wait that long (such as 10m) for another run on dst to end, instead of exiting 75",
+    )
+
+
+def add_owner(parser: argparse.ArgumentParser) -> None:
+    """Whom the created files are given to."""
+    parser.add_argument(
+        "-u",
+        "--uid",
+        dest="owner",
+        type=parse_owner,
+        default=UNCHANGED,
+        metavar="UID[:GID]",
+        help="give the created files to this user and group, by name or number, as chown does",
+    )

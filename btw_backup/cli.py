@@ -1,0 +1,85 @@
+"""The command line: the parser, and how errors and signals become exit statuses."""
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from . import __version__
+from .errors import FAILED, Error, Terminated
+from .messages import Messages
+
+# A command's module is imported when the command is on the command line.
+COMMANDS = {
+    "fs": "backs up a filesystem hierarchy",
+    "fs-init": "initializes the working directory for backups",
+    "list": "lists backups",
+    "db": "makes a database backup",
+}
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def build_parser(prog: str, commands: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+    """The parser, with the arguments of those commands filled in."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Backs up a server's file hierarchies and PostgreSQL databases."
+    )
+    volume = parser.add_mutually_exclusive_group()
+    volume.add_argument("-q", "--quiet", action="store_true", help="makes the command run quietly")
+    volume.add_argument(
+        "-v", "--verbose", action="store_true", help="says what was done also when not on a terminal"
+    )
+    parser.add_argument(
+        "--config-dir",
+        default="~/.btw-backup",
+        help="sets the general configuration directory (default: %(default)s)",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    subparsers = parser.add_subparsers(title="subcommands", dest="command", required=True)
+    for command, about in COMMANDS.items():
+        subparser = subparsers.add_parser(command, help=about, description=f"{about.capitalize()}.")
+        if command in commands:
+            module = importlib.import_module("." + command.replace("-", "_"), __package__)
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "btw-backup") -> int:
+    """Run one command. Returns the exit status; argparse itself exits for usage errors and help."""
+    argv = sys.argv[1:] if argv is None else argv
+    os.umask(0o077)
+    for signum in _SIGNALS:
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup(1)
+            signal.signal(signum, _end)
+    messages = Messages(prog)
+    try:
+        args = build_parser(prog, argv).parse_args(argv)
+        args.messages = messages = Messages(prog, verbose=args.verbose, quiet=args.quiet)
+        args.config_dir = os.path.abspath(os.path.expanduser(args.config_dir))
+        status: int = args.run(args)
+        sys.stdout.flush()
+    except Terminated as end:
+        return 128 + end.signum
+    except BrokenPipeError:  # of our standard output, as in `list DST | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Error as error:
+        messages.said(error.said)
+        for line in error.lines:
+            messages.error(line)
+        return error.status
+    except OSError as error:
+        messages.error(f"{error.filename or 'standard output'}: {error.strerror or error}")
+        return FAILED
+    return status
+
+
+def _end(signum: int, frame: FrameType | None) -> None:
+    """Unwind everything once, whatever else arrives meanwhile."""
+    for other in _SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
+    raise Terminated(signum)

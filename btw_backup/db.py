@@ -1,0 +1,75 @@
+"""``btw-backup db``: makes a database backup."""
+
+import argparse
+import os
+import time
+
+from . import postgres
+from .arguments import add_destination, add_owner, add_wait
+from .backups import summary
+from .config import DbOptions, check_database_name, load_db
+from .destination import Destination, working_on
+from .errors import Error, Usage
+from .files import create
+
+_GLOBALS = "global.sql.bz2"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-g",
+        "--global",
+        dest="globals",
+        action="store_true",
+        help="back up the globals (roles and tablespaces) instead of a database",
+    )
+    add_owner(parser)
+    add_wait(parser)
+    parser.add_argument("db", nargs="?", help="the name of the database")
+    add_destination(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    started = time.monotonic()
+    if args.globals and args.db is not None:
+        raise Usage("-g (--global) cannot be used with a database name")
+    if not args.globals and args.db is None:
+        raise Usage("either -g (--global) or a database name must be specified")
+    if args.db is not None:
+        check_database_name(args.db)
+    options = load_db(args.config_dir, args.db)
+    mirror = _GLOBALS if args.globals else f"{args.db}.dump"
+    with working_on(args.dst, args.messages.warning, args.owner, args.wait) as destination:
+        destination.check_series(mirror)
+        at = destination.next_time()
+        with destination.stage() as stage, create(mirror, stage) as dumped:
+            _dump(args.db, options, dumped, destination)
+            size = os.fstat(dumped).st_size
+            if _unchanged(destination, mirror, dumped):
+                destination.note_unchanged(at, options.limits)
+                stored = None
+            else:
+                stored = destination.add_point(stage, at, options.limits)
+    args.messages.closing(summary(stored, size, time.monotonic() - started))
+    return 0
+
+
+def _dump(database: str | None, options: DbOptions, output: int, destination: Destination) -> None:
+    if database is None:
+        with destination.prepared() as plain:
+            postgres.dump_globals(options.server, plain)
+            postgres.compress_globals(plain, output)
+        return
+    postgres.dump(database, options.server, output)
+    dumped = postgres.dumped_database(output)
+    if dumped not in (database, None):
+        raise Error(f"CONNECTION leads to the database {dumped} instead of {database}: leave out its dbname")
+
+
+def _unchanged(destination: Destination, mirror: str, dumped: int) -> bool:
+    latest = destination.latest_chain()
+    if latest is None:
+        return False
+    same = postgres.same_globals if mirror == _GLOBALS else postgres.same_dump
+    with destination.opened(latest, mirror) as previous:
+        return same(previous, dumped)

@@ -1,0 +1,293 @@
+"""One destination while something writes to it: its lock, its log, and how backups get into it.
+
+Every change is prepared in the private directory ``.btw-backup`` and made visible by one rename,
+so nothing that is seen is ever half done, and a killed run leaves nothing to repair.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+
+from . import chain
+from .backups import Backup, Limits, Stored, full_backup_due, mirror_of, open_destination, scan
+from .errors import Busy, Error, naming
+from .files import (
+    DIRECTORY,
+    create,
+    directory,
+    exchange,
+    exists,
+    finish_tree,
+    is_full,
+    open_regular,
+    publish,
+    remove,
+    room_on,
+    tree_size,
+    write_all,
+)
+from .ownership import UNCHANGED, Owner
+from .spans import format_moment
+
+PRIVATE = ".btw-backup"
+LOG = "log.txt"
+_LOCK = "lock"
+_RUN = "run"
+_REPLACED = "replaced"
+_PREPARED = "tarball"
+_STAGE = "stage"
+
+
+class Destination:
+    """An open destination, locked by this process. Made by ``working_on``.
+
+    ``run`` is the descriptor of a private directory that is empty at the start and goes at the
+    end; what is prepared in it can be published.
+    """
+
+    def __init__(
+        self, path: str, fd: int, private: int, run: int, owner: Owner, warn: Callable[[str], None]
+    ) -> None:
+        self._warn = warn
+        self.path = path
+        self.fd = fd
+        self.private = private
+        self.run = run
+        self._owner = owner
+        self.backups = scan(fd)
+
+    def next_time(self, clock: Callable[[], float] = time.time) -> datetime:
+        """The time of a new point: now, but never that of another. Waits a second where it must.
+
+        ``clock`` gives seconds since the epoch. Raises Error where the newest point is in the future.
+        """
+        newest = max((backup.newest for backup in self.backups), default=datetime.min.replace(tzinfo=UTC))
+        while True:
+            at = clock()
+            moment = datetime.fromtimestamp(int(at), UTC)
+            if newest > moment:
+                raise Error(
+                    f"the newest point of {self.path} ({format_moment(newest)}) is dated in the future:"
+                    " set the clock right, or wait until then"
+                )
+            if newest < moment and not exists(format_moment(moment), self.fd):
+                return moment
+            time.sleep(1 - at % 1)
+
+    def latest_chain(self) -> Backup | None:
+        """The newest backup where it is a chain that can be added to."""
+        newest = self.backups[-1] if self.backups else None
+        return newest if newest and newest.is_chain and not newest.interrupted else None
+
+    def check_series(self, mirror: str) -> None:
+        """Raise Error where a chain here holds another file than ``mirror``."""
+        for backup in self.backups:
+            if backup.is_chain and (held := mirror_of(backup, self.fd)) not in (mirror, None):
+                raise Error(
+                    f"{self.path} holds backups of something else ({backup.name}/{held}):"
+                    " use another destination"
+                )
+        if mirror != "backup.tar" and any(not backup.is_chain for backup in self.backups):
+            raise Error(f"{self.path} holds backups of something else (tarballs): use another destination")
+
+    def note(self, text: str) -> None:
+        """Append a line to log.txt."""
+        with naming(os.path.join(self.path, LOG)):
+            try:
+                fd = open_regular(LOG, self.fd, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL)
+                os.fchown(fd, *self._owner)
+            except FileExistsError:
+                fd = open_regular(LOG, self.fd, os.O_RDWR | os.O_APPEND)
+            try:
+                found = os.fstat(fd)
+                if found.st_nlink != 1:
+                    raise Error(f"{os.path.join(self.path, LOG)} is a hard link: refused")
+                torn = found.st_size > 0 and os.pread(fd, 1, found.st_size - 1) != b"\n"
+                try:
+                    write_all(fd, b"\n" * torn + text.encode(errors="surrogateescape") + b"\n")
+                    os.fsync(fd)
+                except OSError:
+                    os.ftruncate(fd, found.st_size)
+                    raise
+            finally:
+                os.close(fd)
+
+    @contextmanager
+    def opened(self, backup: Backup, mirror: str) -> Iterator[int]:
+        """The file that a backup holds at its newest point: the tarball, or a chain's mirror."""
+        with naming(os.path.join(self.path, backup.name)):
+            if backup.is_chain:
+                with directory(backup.name, self.fd) as top:
+                    fd = open_regular(mirror, top)
+            else:
+                fd = open_regular(backup.name, self.fd)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def prepared(self) -> AbstractContextManager[int]:
+        """A new file in the private directory, for ``add_tarball``."""
+        return create(_PREPARED, self.run)
+
+    @contextmanager
+    def stage(self) -> Iterator[int]:
+        """A private directory to stage a dump in: its descriptor."""
+        os.mkdir(_STAGE, 0o700, dir_fd=self.run)
+        with directory(_STAGE, self.run) as stage:
+            yield stage
+
+    def add_tarball(self, prepared: int, name: str, at: datetime) -> Stored:
+        """Publish the file that ``prepared`` gave, under its name."""
+        with naming(self.path):
+            os.fchown(prepared, *self._owner)
+            os.fsync(prepared)
+            publish(_PREPARED, self.run, name, self.fd)
+            os.fsync(self.fd)
+        return Stored("tarball", at, os.fstat(prepared).st_size)
+
+    def note_unchanged(self, at: datetime, limits: Limits) -> None:
+        """Append the line that says that no point was added to a chain, full or incremental."""
+        kind = "full" if full_backup_due(self.latest_chain(), at, limits) else "incremental"
+        text = f"no change in the data to be backed up: skipping creation of new {kind} backup"
+        self.note(f"{format_moment(at)}: {text}")
+
+    def add_point(self, stage: int, at: datetime, limits: Limits) -> Stored:
+        """Store the one file in the open directory ``stage``: in the latest chain, or in a new one."""
+        latest = self.latest_chain()
+        broken = next((b.name for b in self.backups[-1:] if b.interrupted), None)
+        with naming(self.path):
+            if latest is not None and not full_backup_due(latest, at, limits):
+                try:
+                    return Stored("incremental", at, self._extend(stage, latest, at))
+                except chain.Unusable as error:
+                    if is_full(self.run):
+                        raise
+                    broken = f"{latest.name} ({error})"
+                    remove(latest.name, self.run)
+            stored = Stored("full", at, self._add_chain(stage, at))
+        if broken is not None:
+            text = f"cannot add to the chain {broken}: started a new one; the old one is kept as it is"
+            self.note(f"{format_moment(at)}: {text}")
+            self._warn(f"{self.path}: {text}")
+        return stored
+
+    def _add_chain(self, stage: int, at: datetime) -> int:
+        name = format_moment(at)
+        chain.begin(stage, self.run, name, at)
+        with directory(name, self.run) as made:
+            size = finish_tree(made, *self._owner, set())
+        publish(name, self.run, name, self.fd)
+        os.fsync(self.fd)
+        return size
+
+    def _extend(self, stage: int, extended: Backup, at: datetime) -> int:
+        name = extended.name
+        with directory(name, self.fd) as visible:
+            linked = chain.extend(visible, stage, self.run, name, at)
+            before = tree_size(visible)
+        with directory(name, self.run) as made:
+            size = finish_tree(made, *self._owner, linked)
+        if not exchange(name, self.run, name, self.fd):
+            self._replace(name)
+        os.fsync(self.fd)
+        return max(size - before, 0)
+
+    def _replace(self, name: str) -> None:
+        """Exchange by two renames; a run that comes after a kill between them finishes the work."""
+        remove(_REPLACED, self.private)
+        os.mkdir(_REPLACED, 0o700, dir_fd=self.private)
+        with directory(_REPLACED, self.private) as aside:
+            os.rename(name, name, src_dir_fd=self.fd, dst_dir_fd=aside)
+            try:
+                publish(name, self.run, name, self.fd)
+            except BaseException:
+                publish(name, aside, name, self.fd)
+                raise
+        remove(_REPLACED, self.private)
+
+
+@contextmanager
+def working_on(
+    path: str,
+    warn: Callable[[str], None],
+    owner: Owner = UNCHANGED,
+    wait: timedelta = timedelta(),
+) -> Iterator[Destination]:
+    """Open and lock a destination. Raises Busy where another process holds it for longer than ``wait``.
+
+    ``warn`` is called with what the administrator should know; ``owner`` gets what is made.
+    """
+    fd = open_destination(path)
+    try:
+        with naming(path), _private(path, fd) as private, _locked(path, private, wait):
+            _recover(fd, private)
+            os.mkdir(_RUN, 0o700, dir_fd=private)
+            try:
+                with directory(_RUN, private) as run, room_on(path, run):
+                    yield Destination(path, fd, private, run, owner, warn)
+            finally:
+                remove(_RUN, private)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _private(path: str, destination: int) -> Iterator[int]:
+    """The open private directory, made when missing. Raises Error where it is not ours alone."""
+    refused = Error(f"{os.path.join(path, PRIVATE)} is not a private directory of ours: remove it")
+    with suppress(FileExistsError):
+        os.mkdir(PRIVATE, 0o700, dir_fd=destination)
+    try:
+        private = os.open(PRIVATE, DIRECTORY, dir_fd=destination)
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise refused from error
+        raise
+    try:
+        found = os.fstat(private)
+        if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise refused
+        yield private
+    finally:
+        os.close(private)
+
+
+@contextmanager
+def _locked(path: str, private: int, wait: timedelta) -> Iterator[None]:
+    """Hold the lock. It goes with the process that holds it, whatever ends that."""
+    deadline = time.monotonic() + wait.total_seconds()
+    fd = open_regular(_LOCK, private, os.O_RDWR | os.O_CREAT)
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    holder = os.pread(fd, 100, 0).decode(errors="replace").strip() or "another process"
+                    raise Busy(f"{holder} is working on {path}: try again later, or use --wait") from None
+                time.sleep(0.1)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"process {os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _recover(destination: int, private: int) -> None:
+    """Put aside what a killed run left: bring a replaced chain to an end, empty the rest."""
+    try:
+        with directory(_REPLACED, private) as aside:
+            for name in os.listdir(aside):
+                if not exists(name, destination):
+                    publish(name, aside, name, destination)
+    except FileNotFoundError:
+        pass
+    for name in (_REPLACED, _RUN):
+        remove(name, private)

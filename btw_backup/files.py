@@ -1,0 +1,236 @@
+"""Working inside a directory that belongs to somebody else.
+
+Everything here is relative to an open directory and follows no symbolic link. The owner of a
+destination can replace anything in it at any moment; a descriptor stays what it was.
+"""
+
+import ctypes
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .errors import Error
+
+BLOCK = 1 << 20
+
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_libc = ctypes.CDLL(None, use_errno=True)
+_RENAME_NOREPLACE = 1
+_RENAME_EXCHANGE = 2
+
+
+@contextmanager
+def directory(name: str, within: int | None = None) -> Iterator[int]:
+    """The open directory ``name`` in the open directory ``within``."""
+    fd = os.open(name, DIRECTORY, dir_fd=within)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def open_regular(name: str, within: int, flags: int = os.O_RDONLY) -> int:
+    """Open a regular file. Raises Error for anything else, and never waits for a fifo's writer."""
+    try:
+        fd = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=within)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise Error(f"{name} is not a regular file: refused") from error
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise Error(f"{name} is not a regular file: refused")
+    return fd
+
+
+@contextmanager
+def create(name: str, within: int) -> Iterator[int]:
+    """A new file, open for reading and writing, that only we may read."""
+    fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=within)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _renameat2(old: str, old_fd: int, new: str, new_fd: int, flags: int) -> None:
+    names = os.fsencode(old), os.fsencode(new)
+    if _libc.renameat2(old_fd, names[0], new_fd, names[1], flags) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), new)
+
+
+def publish(name: str, within: int, target: str, destination: int) -> None:
+    """Move a prepared file or directory to where nothing of its name stands.
+
+    Raises FileExistsError where something does.
+    """
+    try:
+        _renameat2(name, within, target, destination, _RENAME_NOREPLACE)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+        if exists(target, destination):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from error
+        os.rename(name, target, src_dir_fd=within, dst_dir_fd=destination)
+
+
+def exchange(name: str, within: int, target: str, destination: int) -> bool:
+    """Swap two names in one step. False where the file system can't (EINVAL, rename(2))."""
+    try:
+        _renameat2(name, within, target, destination, _RENAME_EXCHANGE)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+        return False
+    return True
+
+
+def exists(name: str, within: int) -> bool:
+    """Whether anything of that name stands in the directory, a dangling link included."""
+    try:
+        os.lstat(name, dir_fd=within)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def tree_size(top: int) -> int:
+    """The size of all files in an open directory and below, in bytes."""
+    walk = os.fwalk(".", dir_fd=top)
+    return sum(os.lstat(name, dir_fd=fd).st_size for _, _, names, fd in walk for name in names)
+
+
+def remove(name: str, within: int) -> None:
+    """Remove a file, or a directory with all below it. Nothing there is no failure."""
+    try:
+        if stat.S_ISDIR(os.lstat(name, dir_fd=within).st_mode):
+            shutil.rmtree(name, dir_fd=within)
+        else:
+            os.unlink(name, dir_fd=within)
+    except FileNotFoundError:
+        pass
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it: write(2) may take less, on a disk that is nearly full."""
+    written = os.write(fd, data)
+    while written < len(data):
+        written += os.write(fd, data[written:])
+
+
+def same_content(one: int, other: int, offset: int = 0) -> bool:
+    """Whether two regular files hold the same bytes from an offset on."""
+    if os.fstat(one).st_size != os.fstat(other).st_size:
+        return False
+    while block := os.pread(one, BLOCK, offset):
+        if block != os.pread(other, len(block), offset):
+            return False
+        offset += len(block)
+    return True
+
+
+def link_tree(source: int, target: int, linkable: int) -> set[int]:
+    """Make the contents of one open directory appear in another, an empty one.
+
+    Regular files of ``linkable`` bytes or more are hard-linked, smaller ones and those whose
+    name ends in ``.log`` (rdiff-backup appends to its log) are copied, so that whoever works on
+    the second tree and replaces files by rename leaves the first as it is. Returns the inode
+    numbers of the linked files. Raises Error for anything that is neither file nor directory,
+    and for a hard link to a file of another owner than its directory's: root is not to be led
+    to somebody else's data.
+    """
+    linked: set[int] = set()
+    owner = os.fstat(source).st_uid
+    ours = owner == os.geteuid()
+    for entry in sorted(os.listdir(source)):
+        found = os.lstat(entry, dir_fd=source)
+        if stat.S_ISDIR(found.st_mode):
+            os.mkdir(entry, 0o700, dir_fd=target)
+            with directory(entry, source) as inner, directory(entry, target) as copied:
+                linked |= link_tree(inner, copied, linkable)
+            continue
+        fd = open_regular(entry, source)
+        try:
+            found = os.fstat(fd)
+            theirs = ours or found.st_uid == owner
+            if found.st_nlink != 1 and not theirs:
+                raise Error(f"{entry} is a hard link to a file of another owner: refused")
+            large = found.st_size >= linkable and not entry.endswith(".log")
+            if large and theirs and _link(fd, entry, target):
+                linked.add(found.st_ino)
+            else:
+                _copy_file(fd, found, entry, target)
+        finally:
+            os.close(fd)
+    return linked
+
+
+def _link(fd: int, name: str, target: int) -> bool:
+    """Hard-link the open file. False where the file system has no such links, or no more."""
+    try:
+        # Through the descriptor, so that the file is the one that was examined (linkat(2)).
+        os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=target, follow_symlinks=True)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EMLINK, errno.EXDEV, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        return False
+    return True
+
+
+def _copy_file(source: int, found: os.stat_result, name: str, target: int) -> None:
+    with create(name, target) as fd:
+        offset = 0
+        while sent := os.sendfile(fd, source, offset, BLOCK):
+            offset += sent
+        os.fchmod(fd, stat.S_IMODE(found.st_mode) & 0o777)
+        os.utime(fd, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def finish_tree(top: int, uid: int, gid: int, untouched: set[int]) -> int:
+    """Give a finished tree to its owner (-1: as it is) and bring it to the disk.
+
+    Files whose inode number is in ``untouched`` are left alone. Returns the size of all files,
+    in bytes.
+    """
+    total = 0
+    for entry in os.listdir(top):
+        found = os.lstat(entry, dir_fd=top)
+        if stat.S_ISDIR(found.st_mode):
+            with directory(entry, top) as inner:
+                total += finish_tree(inner, uid, gid, untouched)
+            continue
+        total += found.st_size
+        if found.st_ino in untouched:
+            continue
+        fd = open_regular(entry, top)
+        try:
+            if (uid, gid) != (-1, -1):
+                os.fchown(fd, uid, gid)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    if (uid, gid) != (-1, -1):
+        os.fchown(top, uid, gid)
+    os.fsync(top)
+    return total
+
+
+def is_full(fd: int) -> bool:
+    """Whether the disk of an open file has no room left, in blocks or in inodes."""
+    room = os.statvfs(fd)
+    return room.f_bavail == 0 or (room.f_files > 0 and room.f_favail == 0)
+
+
+@contextmanager
+def room_on(path: str, fd: int) -> Iterator[None]:
+    """Say of a failure inside the block that the disk of ``fd`` is full, where it is."""
+    try:
+        yield
+    except Error as error:
+        if is_full(fd):
+            raise Error(f"{path}: no space left on this disk ({error})") from error
+        raise

@@ -1,0 +1,185 @@
+"""Running other programs: the only module that imports subprocess."""
+
+import ctypes
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import IO, Any, NamedTuple, Self, cast
+
+from .errors import Error
+
+_PACKAGES = {
+    "borg": "borgbackup",
+    "pg_dump": "postgresql-client",
+    "pg_dumpall": "postgresql-client",
+    "pg_restore": "postgresql-client",
+    "psql": "postgresql-client",
+    "xz": "xz-utils",
+}
+
+# Variables with which the environment could change what the programs do or write.
+_MEDDLING = frozenset(
+    ["BZIP", "BZIP2", "GZIP", "LBZIP2", "PBZIP2", "PIGZ", "POSIXLY_CORRECT", "PYTHONHOME", "PYTHONPATH"]
+    + ["RDIFF_BACKUP_VERBOSITY", "TAPE", "TAR_OPTIONS", "XZ_DEFAULTS", "XZ_OPT", "ZSTD_CLEVEL"]
+    + ["ZSTD_NBTHREADS"]
+)
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Result(NamedTuple):
+    """How a program ended. ``status`` is negative where a signal ended it; ``said`` is its stderr."""
+
+    program: str
+    status: int
+    said: str
+
+    def check(self, accepted: Sequence[int] = (0,)) -> Self:
+        """Return self; raise Error when the status is not one of ``accepted``."""
+        if self.status in accepted:
+            return self
+        raise Error(self.ending(), said=self.said)
+
+    def ending(self) -> str:
+        """The way it ended in words, as the contract fixes them."""
+        if self.status < 0:
+            return f"{self.program} was killed by {signal.Signals(-self.status).name}"
+        return f"{self.program} exited with code: {self.status}"
+
+
+class Account(NamedTuple):
+    """The account of the operating system that a program runs as."""
+
+    name: str
+    uid: int
+    gid: int
+    home: str
+
+    @classmethod
+    def named(cls, name: str) -> Self:
+        """The account with this name. Raises KeyError where there is none."""
+        entry = pwd.getpwnam(name)
+        return cls(name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
+
+
+def available(program: str) -> bool:
+    """Whether the program is on the PATH."""
+    return shutil.which(program) is not None
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Our environment without what could change a program's results, in UTC and plain English."""
+    kept = {name: value for name, value in os.environ.items() if name not in _MEDDLING}
+    return {**kept, "LC_ALL": "C.UTF-8", "TZ": "UTC", **(extra or {})}
+
+
+def _in_child(cwd: int | None, parent: int) -> Callable[[], None]:
+    """What the child does before it becomes the program: end with us, whatever ends us."""
+
+    def prepare() -> None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # we ended before the line above took effect
+            os._exit(127)
+        if cwd is not None:
+            os.fchdir(cwd)
+
+    return prepare
+
+
+class Program:
+    """A running program. Leaving the ``with`` block before ``wait`` kills it."""
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: int | IO[bytes] = subprocess.DEVNULL,
+        stdout: int | IO[bytes] = subprocess.DEVNULL,
+        cwd: int | None = None,
+        pass_fds: Sequence[int] = (),
+        env: Mapping[str, str] | None = None,
+        account: Account | None = None,
+    ) -> None:
+        """Start it. ``cwd`` is a directory's descriptor, otherwise ``/``."""
+        self.name = argv[0]
+        path = shutil.which(self.name)
+        if path is None:
+            package = _PACKAGES.get(self.name, self.name)
+            raise Error(f"{self.name} not found: install the package {package}")
+        # A file in memory, so that a full disk can't swallow the reason for a failure.
+        self._stderr = os.memfd_create(f"{self.name}-stderr")
+        as_user: dict[str, Any] = {}
+        if account is not None and account.uid != os.geteuid():
+            groups = os.getgrouplist(account.name, account.gid)
+            as_user = {"user": account.uid, "group": account.gid, "extra_groups": groups}
+            env = {"HOME": account.home, "USER": account.name, "LOGNAME": account.name, **(env or {})}
+        try:
+            self._process = subprocess.Popen(
+                argv,
+                executable=path,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=self._stderr,
+                cwd="/" if cwd is None else None,
+                pass_fds=pass_fds,
+                env=environment(env),
+                preexec_fn=_in_child(cwd, os.getpid()),
+                **as_user,
+            )
+        except OSError as error:
+            os.close(self._stderr)
+            raise Error(f"cannot run {self.name}: {error.strerror}") from error
+        except BaseException:
+            os.close(self._stderr)
+            raise
+
+    @property
+    def stdout(self) -> IO[bytes]:
+        """Its standard output, where PIPE was asked for."""
+        return cast(IO[bytes], self._process.stdout)
+
+    @property
+    def stdin(self) -> IO[bytes]:
+        """Its standard input, where PIPE was asked for."""
+        return cast(IO[bytes], self._process.stdin)
+
+    def wait(self) -> Result:
+        """Wait for its end."""
+        status = self._process.wait()
+        with open(os.dup(self._stderr), "rb") as stderr:
+            stderr.seek(0)
+            said = stderr.read().decode(errors="surrogateescape")
+        return Result(self.name, status, said)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):  # the rest of what it no longer reads
+                    pipe.close()
+        os.close(self._stderr)
+
+
+PIPE = subprocess.PIPE
+
+
+def run(argv: Sequence[str], **settings: Any) -> Result:
+    """Run a program to its end, with the settings of Program. The caller checks the result."""
+    with Program(argv, **settings) as program:
+        return program.wait()

@@ -1,0 +1,204 @@
+"""Making and comparing tar streams, and the programs that compress them."""
+
+import fcntl
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import chain
+from typing import IO, NamedTuple
+
+from . import process
+from .errors import Error
+from .files import BLOCK
+
+TAG = "NOBACKUP-TAG"
+
+# tar ends an archive with two blocks of zeros; one that it gave up lacks them.
+_END = bytes(1024)
+
+_COMPRESSORS = {
+    # lbzip2, pbzip2 and bzip2 read each other's files; the first two use all processors.
+    "bzip2": (("lbzip2", "-c"), ("pbzip2", "-c"), ("bzip2", "-c")),
+    "zstd": (("zstd", "-q", "-c", "-T0"),),
+    "gzip": (("pigz", "-n", "-c"), ("gzip", "-n", "-c")),
+    "xz": (("xz", "-q", "-c", "-T0"),),
+    "none": (("cat",),),
+}
+
+
+class Source(NamedTuple):
+    """What is archived: members named ``./…`` in ``directory``, or the one named ``member``.
+
+    ``left_out`` are paths relative to it, ``exclude`` are tar patterns.
+    """
+
+    directory: str
+    member: str
+    left_out: tuple[str, ...]
+    exclude: tuple[str, ...]
+    one_file_system: bool
+
+
+def examine_source(path: str, own: Sequence[str], exclude: tuple[str, ...], one_file_system: bool) -> Source:
+    """Find out what the path is; ``own`` are directories of ours that are never archived.
+
+    Raises Error where the source is missing, can't be read, or is neither directory nor file.
+    """
+    try:
+        found = os.stat(path)
+        if stat.S_ISDIR(found.st_mode):
+            os.listdir(path)
+    except FileNotFoundError:
+        raise Error(f"the source does not exist: {path}") from None
+    except OSError as error:
+        raise Error(f"cannot read the source: {path}: {error.strerror}") from error
+    real = os.path.realpath(path)
+    if stat.S_ISREG(found.st_mode):
+        return Source(os.path.dirname(real), os.path.basename(real), (), exclude, one_file_system)
+    if not stat.S_ISDIR(found.st_mode):
+        raise Error(f"the source is neither a directory nor a regular file: {path}")
+    left_out = []
+    for directory in map(os.path.realpath, own):
+        if directory == real:
+            raise Error(f"the source {path} is the destination or the working directory itself")
+        if os.path.commonpath([directory, real]) == real:
+            left_out.append(os.path.relpath(directory, real))
+    return Source(real, "", tuple(left_out), exclude, one_file_system)
+
+
+def tar_command(source: Source) -> list[str]:
+    """The command that writes the archive to its standard output, run in the source's directory.
+
+    The same tree gives the same archive, whatever was read meanwhile (GNU tar 1.34).
+    """
+    argv = ["tar", "--create", "--file=-", "--format=posix", "--blocking-factor=128"]
+    argv += ["--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime", "--sort=name"]
+    argv += ["--acls", "--xattrs", "--xattrs-include=*", "--sparse", f"--exclude-tag={TAG}"]
+    if source.one_file_system:
+        argv.append("--one-file-system")
+    argv += ["--anchored", "--no-wildcards"]
+    argv += [f"--exclude=./{path}" for path in source.left_out]
+    argv += ["--no-anchored", "--wildcards"]
+    argv += [f"--exclude={pattern}" for pattern in source.exclude]
+    return [*argv, f"./{source.member}" if source.member else "."]
+
+
+class Archive:
+    """A running tar whose stream is read block by block. Made by ``archiving``."""
+
+    def __init__(self, program: process.Program) -> None:
+        self._program = program
+        self._tail = b""
+        self.size = 0  # bytes read so far
+        self.result = process.Result("tar", 0, "")
+
+    def blocks(self) -> Iterator[bytes]:
+        """What is left of the stream."""
+        read = self._program.stdout.read
+        while block := read(BLOCK):
+            self.size += len(block)
+            self._tail = (self._tail + block)[-len(_END) :] if len(block) < len(_END) else block[-len(_END) :]
+            yield block
+
+    def finish(self) -> None:
+        """Wait for tar, when all is read, and keep its result. Raises Error unless the archive is whole.
+
+        The result's status is 0; 1: files changed or vanished meanwhile; or 2: some could not be
+        read. What tar says of each is in the result.
+        """
+        self.result = self._program.wait().check((0, 1, 2))
+        if self._tail != _END or "not recoverable" in self.result.said:
+            raise Error("tar did not finish the archive", said=self.result.said)
+
+
+@contextmanager
+def archiving(source: Source) -> Iterator[Archive]:
+    """Run tar over the source."""
+    fd = os.open(source.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with process.Program(tar_command(source), stdout=process.PIPE, cwd=fd) as program:
+            _widen(program.stdout)
+            yield Archive(program)
+    finally:
+        os.close(fd)
+
+
+def compressor(compression: str) -> list[str]:
+    """The command that compresses standard input to standard output: the fastest installed."""
+    commands = _COMPRESSORS[compression]
+    return list(next((c for c in commands if process.available(c[0])), commands[-1]))
+
+
+@contextmanager
+def compressing(output: int, compression: str) -> Iterator[IO[bytes]]:
+    """What is written to the result is stored compressed in the open file ``output``."""
+    with process.Program(compressor(compression), stdin=process.PIPE, stdout=output) as program:
+        try:
+            yield program.stdin
+            program.stdin.close()
+        except BrokenPipeError as error:  # it ended before its input did, and says why
+            program.wait().check()
+            raise Error(f"{program.name} did not read all of its input") from error
+        program.wait().check()
+
+
+class Content:
+    """The uncompressed content of an open tarball. Made by ``decompressed``."""
+
+    def __init__(self, stream: IO[bytes], program: process.Program | None) -> None:
+        self.read = stream.read
+        self._program = program
+
+    def sound(self) -> bool:
+        """Whether the tarball was whole, when all is read."""
+        return self._program is None or self._program.wait().status == 0
+
+
+@contextmanager
+def decompressed(file: int, compression: str) -> Iterator[Content]:
+    """The content of an open tarball from its start; a damaged one ends early and is not sound."""
+    os.lseek(file, 0, os.SEEK_SET)
+    if compression == "none":
+        with open(os.dup(file), "rb") as plain:
+            yield Content(plain, None)
+        return
+    argv = [*compressor(compression), "-d"]
+    with process.Program(argv, stdin=file, stdout=process.PIPE) as program:
+        _widen(program.stdout)
+        yield Content(program.stdout, program)
+
+
+def _widen(pipe: IO[bytes]) -> None:
+    """Give a pipe room for a block, where the system allows it."""
+    with suppress(OSError):  # the user's share of pipe buffers may be used up (pipe(7))
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, BLOCK)
+
+
+def changed_stream(archive: Archive, previous: tuple[int, str] | None) -> Iterator[bytes] | None:
+    """The whole archive, where it is not what the previous one holds; None where it is.
+
+    ``previous`` is an open tarball and how it is compressed. As long as both agree nothing is
+    kept; what is known to be equal then comes from the previous one.
+    """
+    blocks = archive.blocks()
+    if previous is None:
+        return blocks
+    with decompressed(*previous) as old:
+        for block in blocks:
+            if block != old.read(len(block)):
+                return chain(_start_of(previous, archive.size - len(block)), (block,), blocks)
+        if old.read(1) == b"" and old.sound():
+            return None
+    return _start_of(previous, archive.size)
+
+
+def _start_of(previous: tuple[int, str], count: int) -> Iterator[bytes]:
+    """The first ``count`` bytes of the previous archive."""
+    with decompressed(*previous) as old:
+        while count:
+            block = old.read(min(BLOCK, count))
+            if not block:
+                raise Error("the previous backup has changed while it was read")
+            count -= len(block)
+            yield block

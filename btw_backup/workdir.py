@@ -1,0 +1,149 @@
+"""Working directories: ``<name>.<hash>`` under the configuration directory."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from .errors import Error, naming
+from .files import directory, remove, room_on
+
+_PREPARED = ".fs-init."
+_STAGE = "run."
+
+
+class Workdir(NamedTuple):
+    """A working directory and the source that it is for."""
+
+    path: str
+    source: str
+
+    @property
+    def config_file(self) -> str:
+        return os.path.join(self.path, "config.py")
+
+    @property
+    def staging(self) -> str:
+        return os.path.join(self.path, "backup")
+
+
+def normalize(source: str) -> str:
+    """The source's path as paths are compared. Raises Error for a relative one."""
+    if not source.startswith("/"):
+        raise Error("the source path must be absolute")
+    return "/" + os.path.normpath(source).lstrip("/")
+
+
+def find(config_dir: str, source: str) -> Workdir | None:
+    """The working directory for the normalized source, None if there is none."""
+    for candidate in _all(config_dir):
+        if candidate.source == source:
+            return candidate
+    return None
+
+
+def _all(config_dir: str) -> Iterator[Workdir]:
+    try:
+        names = sorted(os.listdir(config_dir))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise Error(f"{config_dir}: {error.strerror}") from error
+    for name in names:
+        if name.startswith(_PREPARED):
+            continue
+        path = os.path.join(config_dir, name)
+        try:
+            source = os.readlink(os.path.join(path, "src"))
+        except OSError:  # not a working directory
+            continue
+        yield Workdir(path, "/" + os.path.normpath(os.path.join(path, source)).lstrip("/"))
+
+
+def check_name(name: str) -> None:
+    """Raise Error for a name that can't begin a working directory's name."""
+    if not name or name.startswith(".") or "/" in name or "\0" in name:
+        raise Error(f"not a name for a working directory: {name!r}")
+
+
+@contextmanager
+def config_dir_locked(path: str) -> Iterator[None]:
+    """Hold the configuration directory, made when missing, against another ``fs-init``."""
+    with naming(path):
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def create(config_dir: str, name: str, source: str, config_text: str) -> str:
+    """Make a working directory, whole or not at all. Returns its path.
+
+    The configuration directory is locked by the caller.
+    """
+    digest = hashlib.sha256(os.fsencode(source)).hexdigest()[:12]
+    path = os.path.join(config_dir, f"{name}.{digest}")
+    with naming(config_dir):
+        for left in os.listdir(config_dir):
+            if left.startswith(_PREPARED):  # by a run that was killed
+                shutil.rmtree(os.path.join(config_dir, left))
+        if os.path.lexists(path):
+            raise Error(f"{path} is in the way: it stands for another source")
+        prepared = tempfile.mkdtemp(prefix=_PREPARED, dir=config_dir)
+        try:
+            os.symlink(source, os.path.join(prepared, "src"))
+            os.mkdir(os.path.join(prepared, "backup"), 0o700)
+            with open(os.path.join(prepared, "config.py"), "x", encoding="utf-8") as file:
+                file.write(config_text)
+                file.flush()
+                os.fsync(file.fileno())
+            with directory(prepared) as fd:
+                os.fsync(fd)
+            os.rename(prepared, path)
+        except BaseException:
+            shutil.rmtree(prepared, ignore_errors=True)
+            raise
+        with directory(config_dir) as fd:
+            os.fsync(fd)
+    return path
+
+
+@contextmanager
+def staging(workdir: Workdir) -> Iterator[int]:
+    """A private directory, removed at the end, to stage a tarfile in: its descriptor.
+
+    Runs to different destinations share the working directory, so each stages in a directory of
+    its own and holds a lock on it. One that nobody holds was left by a killed run.
+    """
+    with naming(workdir.staging):
+        os.makedirs(workdir.staging, mode=0o700, exist_ok=True)
+        with directory(workdir.staging) as parent:
+            fcntl.flock(parent, fcntl.LOCK_EX)
+            for left in os.listdir(parent):
+                if left.startswith(_STAGE):
+                    _remove_if_left(left, parent)
+            name = os.path.basename(tempfile.mkdtemp(prefix=_STAGE, dir=workdir.staging))
+            try:
+                with directory(name, parent) as stage:
+                    fcntl.flock(stage, fcntl.LOCK_EX)
+                    fcntl.flock(parent, fcntl.LOCK_UN)
+                    with room_on(workdir.staging, stage):
+                        yield stage
+            finally:
+                remove(name, parent)
+
+
+def _remove_if_left(name: str, parent: int) -> None:
+    with directory(name, parent) as fd:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        remove(name, parent)

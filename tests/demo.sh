@@ -1,0 +1,33 @@
+#!/bin/sh
+# Backs up a small real tree, changes it, backs it up again and lists: what `make demo` shows.
+set -eu
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+mkdir "$scratch/backups"
+cp -a /usr/share/doc/tar "$scratch/tree"
+
+say() { printf '\n$ %s\n' "$*"; "$@"; }
+backup() { btw-backup -v --config-dir "$scratch/config" "$@"; }
+
+say backup fs-init --type rdiff "$scratch/tree" demo
+say backup fs "$scratch/tree" "$scratch/backups"
+say backup fs "$scratch/tree" "$scratch/backups"
+cp -a "$scratch/tree" "$scratch/before"
+echo 'one more line' >>"$scratch/tree/new file"
+say backup fs "$scratch/tree" "$scratch/backups"
+say backup list "$scratch/backups"
+say cat "$scratch/backups/log.txt"
+
+echo
+echo 'With tar and rdiff-backup alone, the newest point and the one before it:'
+chain=$(find "$scratch/backups" -maxdepth 1 -name '2*')
+first=$(basename "$chain")
+mkdir "$scratch/newest" "$scratch/first"
+say tar --force-local -C "$scratch/newest" -xpf "$chain/backup.tar"
+say rdiff-backup --new -v2 restore --at "${first}Z" "$chain" "$scratch/older"
+say tar --force-local -C "$scratch/first" -xpf "$scratch/older/backup.tar"
+say diff -r "$scratch/tree" "$scratch/newest"
+say diff -r "$scratch/before" "$scratch/first"
+echo
+echo 'Both are what was backed up.'
