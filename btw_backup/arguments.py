@@ -20,6 +20,16 @@ def add_destination(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dst", help="the directory that holds the backups; it must exist")
 
 
+def add_at(parser: argparse._ActionsContainer) -> None:
+    """Which point is meant."""
+    parser.add_argument(
+        "--at",
+        metavar="TIME",
+        help="the newest point not later than this: a time that list prints, the day, hour or minute"
+        " that it begins with, or a span before now, such as 3d (default: the newest point)",
+    )
+
+
 def add_wait(parser: argparse.ArgumentParser) -> None:
     """How long a command that writes waits for another."""
     parser.add_argument(

@@ -10,13 +10,15 @@ from typing import NamedTuple
 
 from . import chain
 from .errors import Error, naming
-from .files import directory
+from .files import directory, open_regular
 from .messages import size
 from .spans import format_moment, parse_moment
 
 # The endings of tarballs, and how each is compressed.
 ENDINGS = {".tbz": "bzip2", ".tar.zst": "zstd", ".tar.gz": "gzip", ".tar.xz": "xz", ".tar": "none"}
 ENDING_OF = {compression: ending for ending, compression in ENDINGS.items()}
+# What sha256sum(1) writes, beside a tarball that is not compressed.
+CHECKSUM = ".sha256"
 _TARBALL = re.compile(r"([^.]+)(\.[.a-z]+)")
 
 
@@ -56,7 +58,8 @@ class Stored(NamedTuple):
 def summary(stored: Stored | None, of: int, seconds: float) -> str:
     """The closing line of a backup of ``of`` bytes; None: nothing had changed."""
     if stored is None:
-        return f"nothing has changed: {size(of)} compared, {seconds:.1f} s"
+        compared = f"{size(of)} compared, " if of else ""
+        return f"nothing has changed: {compared}{seconds:.1f} s"
     time = format_moment(stored.time)
     return f"{stored.kind} {time}: {size(stored.size)} stored of {size(of)}, {seconds:.1f} s"
 
@@ -105,13 +108,18 @@ def listing(backups: Sequence[Backup]) -> list[str]:
     return lines
 
 
+def is_tarball(name: str) -> bool:
+    """Whether this is what a tarball is called."""
+    match = _TARBALL.fullmatch(name)
+    return match is not None and match[2] in ENDINGS and parse_moment(match[1]) is not None
+
+
 def _examine(entry: os.DirEntry[str], destination: int) -> Backup | None:
     if (time := parse_moment(entry.name)) is not None:
         return _examine_chain(entry.name, time, destination) if _is(entry, stat.S_IFDIR) else None
-    match = _TARBALL.fullmatch(entry.name)
-    if match is None or match[2] not in ENDINGS or not _is(entry, stat.S_IFREG):
+    if not is_tarball(entry.name) or not _is(entry, stat.S_IFREG):
         return None
-    time = parse_moment(match[1])
+    time = parse_moment(entry.name.partition(".")[0])
     return None if time is None else Backup(entry.name, False, (Point(time, ""),))
 
 
@@ -134,6 +142,19 @@ def _examine_chain(name: str, time: datetime, destination: int) -> Backup | None
     points = [Point(chain.moment(stamp), stamp) for stamp in state.stamps]
     points[0] = Point(time, points[0].stamp)
     return Backup(name, True, tuple(points), state.interrupted)
+
+
+def checksum(name: str, destination: int) -> str | None:
+    """The SHA256 stored beside a tarball that is not compressed: only that finds a flipped bit in it."""
+    try:
+        fd = open_regular(name + CHECKSUM, destination)
+    except FileNotFoundError:
+        return None
+    with open(fd, "rb") as file:
+        match = re.match(rb"[0-9a-f]{64}\b", file.read(64))
+    if match is None:
+        raise Error(f"{name}{CHECKSUM} is damaged")
+    return match[0].decode()
 
 
 def mirror_of(backup: Backup, destination: int) -> str | None:

@@ -8,6 +8,7 @@ import gzip
 import os
 import re
 import stat
+import zlib
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from .errors import Error
 from .files import directory, link_tree, open_regular, same_content
 
 DATA = "rdiff-backup-data"
+RESTORED = "restored"
 
 # Below this size a copy costs no more than a link.
 _LINKABLE = 64 * 1024
@@ -24,7 +26,8 @@ _STAMP = r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:Z|[+-]\d\d:\d\d))"
 _INCREMENT = re.compile(rf"increments\.{_STAMP}\.dir")
 _MARKER = re.compile(rf"current_mirror\.{_STAMP}\.data")
 # What rdiff-backup itself records of a directory with one file.
-_METADATA = re.compile(r"mirror_metadata\..*\.(snapshot|diff)(\.gz)?")
+_METADATA = re.compile(rf"mirror_metadata\.{_STAMP}\.(?:snapshot|diff)(?:\.gz)?")
+_DIGEST = re.compile(rb"^  SHA1Digest ([0-9a-f]{40})$", re.MULTILINE)
 _METADATA_LIMIT = 1 << 20
 
 
@@ -68,6 +71,57 @@ def mirror_name(chain: int) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
+def recorded_digest(chain: int, stamp: str) -> str | None:
+    """The SHA1 that rdiff-backup recorded of the file at a point, None where there is none.
+
+    Metadata of older points are differences to the next newer one that says anything of the file.
+    """
+    with directory(DATA, chain) as data:
+        names = {m[1]: m[0] for name in os.listdir(data) if (m := _METADATA.fullmatch(name))}
+        for newer in sorted((s for s in names if moment(s) >= moment(stamp)), key=moment):
+            if match := _DIGEST.search(_read_metadata(data, names[newer])):
+                return match[1].decode()
+    return None
+
+
+def _read_metadata(data: int, name: str) -> bytes:
+    """The text of a metadata file. Raises Unusable where it is damaged or far too large."""
+    with open(open_regular(name, data), "rb") as raw:
+        try:
+            text = (gzip.open(raw) if name.endswith(".gz") else raw).read(_METADATA_LIMIT + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise Unusable(f"{name} is damaged: {error}") from error
+    if len(text) > _METADATA_LIMIT:
+        raise Unusable(f"{name} is damaged: too large for a chain of one file")
+    return text
+
+
+def restore(within: int, name: str, stamp: str, target: int) -> None:
+    """Restore a point of the chain ``name`` to a new directory ``restored`` in ``target``.
+
+    rdiff-backup gives status 0 also for damaged content, so compare with ``recorded_digest``.
+    """
+    # Otherwise it opens a log in the chain, which may lie on a read-only disk.
+    argv = ["rdiff-backup", "--new", "-v0", "--terminal-verbosity", "2", "restore", "--at", stamp]
+    argv += [name, f"/proc/self/fd/{target}/{RESTORED}"]
+    process.run(argv, cwd=within, pass_fds=[target]).check()
+
+
+def repaired_copy(chain: int, within: int, name: str) -> None:
+    """Make a copy of an interrupted chain, brought back to its last point, without touching it."""
+    os.mkdir(name, 0o700, dir_fd=within)
+    with directory(name, within) as copied:
+        link_tree(chain, copied, _LINKABLE)
+        with directory(DATA, copied) as data:
+            _check_metadata(data, mirror_name(copied))
+            if process.run(["rdiff-backup", "--new", "-v2", "regress", name], cwd=within).status in (0, 2):
+                return
+            # Killed before it wrote any increment: it finds nothing to do, and does nothing else.
+            markers = sorted((m[1], m[0]) for n in os.listdir(data) if (m := _MARKER.fullmatch(n)))
+            for _, marker in markers[1:]:
+                os.unlink(marker, dir_fd=data)
+
+
 def begin(stage: int, private: int, name: str, time: datetime) -> None:
     """Make a new chain ``name`` in the private directory, of the one file in ``stage``."""
     os.mkdir(name, 0o700, dir_fd=private)
@@ -102,7 +156,7 @@ def _back_up(stage: int, private: int, name: str, time: datetime) -> process.Res
         os.utime(entry, (time.timestamp(), time.timestamp()), dir_fd=stage, follow_symlinks=False)
     argv = ["rdiff-backup", "--new", "-v2", "--no-fsync", "--current-time", str(int(time.timestamp()))]
     # Paths that hold "::" are remote hosts to it; these can't.
-    argv += ["backup", "--no-acls", "--no-eas", ".", f"/proc/self/fd/{private}/{name}"]
+    argv += ["backup", ".", f"/proc/self/fd/{private}/{name}"]
     return process.run(argv, cwd=stage, pass_fds=[private])
 
 
@@ -158,12 +212,6 @@ def _check_metadata(data: int, name: str | None) -> None:
     for entry in os.listdir(data):
         if not _METADATA.fullmatch(entry):
             continue
-        fd = open_regular(entry, data)
-        with open(fd, "rb") as raw:
-            try:
-                text = (gzip.open(raw) if entry.endswith(".gz") else raw).read(_METADATA_LIMIT)
-            except (OSError, EOFError) as error:
-                raise Unusable(f"{entry} is damaged: {error}") from error
-        for line in text.splitlines():
+        for line in _read_metadata(data, entry).splitlines():
             if line.startswith((b"File ", b"  Alternate")) and line not in allowed:
                 raise Error(f"{entry} names another file than the chain's: refused")

@@ -18,6 +18,10 @@ COMMANDS = {
     "fs-init": "initializes the working directory for backups",
     "list": "lists backups",
     "db": "makes a database backup",
+    "fs-restore": "restores a filesystem hierarchy",
+    "db-restore": "restores a database or the database globals",
+    "verify": "reads backups to their last byte and says which are damaged",
+    "prune": "removes backups that a retention policy does not keep",
 }
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

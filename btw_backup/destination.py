@@ -6,6 +6,7 @@ so nothing that is seen is ever half done, and a killed run leaves nothing to re
 
 import errno
 import fcntl
+import hashlib
 import os
 import stat
 import time
@@ -14,7 +15,18 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 from . import chain
-from .backups import Backup, Limits, Stored, full_backup_due, mirror_of, open_destination, scan
+from .backups import (
+    CHECKSUM,
+    ENDING_OF,
+    Backup,
+    Limits,
+    Stored,
+    full_backup_due,
+    is_tarball,
+    mirror_of,
+    open_destination,
+    scan,
+)
 from .errors import Busy, Error, naming
 from .files import (
     DIRECTORY,
@@ -41,6 +53,7 @@ _RUN = "run"
 _REPLACED = "replaced"
 _PREPARED = "tarball"
 _STAGE = "stage"
+_FINGERPRINT = "fingerprint"
 
 
 class Destination:
@@ -142,14 +155,59 @@ class Destination:
         with directory(_STAGE, self.run) as stage:
             yield stage
 
+    def _add_checksum(self, prepared: int, name: str) -> None:
+        """Store the SHA256 of a tarball that is about to be published."""
+        with open(prepared, "rb", closefd=False) as file:
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        with create(CHECKSUM, self.run) as fd:
+            write_all(fd, f"{digest}  {name}\n".encode())
+            os.fchown(fd, *self._owner)
+            os.fsync(fd)
+        publish(CHECKSUM, self.run, name + CHECKSUM, self.fd)
+
+    def remove(self, backup: Backup) -> None:
+        """Remove a backup: it is there, whole, or gone."""
+        with naming(self.path):
+            os.rename(backup.name, backup.name, src_dir_fd=self.fd, dst_dir_fd=self.run)
+            os.fsync(self.fd)
+            remove(backup.name, self.run)
+            if not backup.is_chain:
+                remove(backup.name + CHECKSUM, self.fd)
+
     def add_tarball(self, prepared: int, name: str, at: datetime) -> Stored:
         """Publish the file that ``prepared`` gave, under its name."""
         with naming(self.path):
             os.fchown(prepared, *self._owner)
             os.fsync(prepared)
+            if name.endswith(ENDING_OF["none"]):
+                self._add_checksum(prepared, name)
             publish(_PREPARED, self.run, name, self.fd)
             os.fsync(self.fd)
+            self.backups = scan(self.fd)
         return Stored("tarball", at, os.fstat(prepared).st_size)
+
+    def is_recorded(self, fingerprint: str, newest: int) -> bool:
+        """Whether this fingerprint was recorded with the newest backup, ``newest`` being its open file."""
+        try:
+            fd = open_regular(_FINGERPRINT, self.private)
+        except FileNotFoundError:
+            return False
+        with open(fd, "rb") as file:
+            return file.read() == self._record(fingerprint, newest)
+
+    def record(self, fingerprint: str, newest: int) -> None:
+        """Remember what the source was like when the newest backup was equal to it."""
+        with suppress(OSError):  # without it the next run only has to read more
+            with create(_FINGERPRINT, self.run) as fd:
+                write_all(fd, self._record(fingerprint, newest))
+            os.rename(_FINGERPRINT, _FINGERPRINT, src_dir_fd=self.run, dst_dir_fd=self.private)
+
+    def _record(self, fingerprint: str, newest: int) -> bytes:
+        # The ctime of a backup's file says that it is neither replaced nor changed since.
+        found = os.fstat(newest)
+        identity = f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_ctime_ns}"
+        return f"{fingerprint} {self.backups[-1].name} {identity}\n".encode()
 
     def note_unchanged(self, at: datetime, limits: Limits) -> None:
         """Append the line that says that no point was added to a chain, full or incremental."""
@@ -164,13 +222,16 @@ class Destination:
         with naming(self.path):
             if latest is not None and not full_backup_due(latest, at, limits):
                 try:
-                    return Stored("incremental", at, self._extend(stage, latest, at))
+                    added = self._extend(stage, latest, at)
+                    self.backups = scan(self.fd)
+                    return Stored("incremental", at, added)
                 except chain.Unusable as error:
                     if is_full(self.run):
                         raise
                     broken = f"{latest.name} ({error})"
                     remove(latest.name, self.run)
             stored = Stored("full", at, self._add_chain(stage, at))
+            self.backups = scan(self.fd)
         if broken is not None:
             text = f"cannot add to the chain {broken}: started a new one; the old one is kept as it is"
             self.note(f"{format_moment(at)}: {text}")
@@ -291,3 +352,7 @@ def _recover(destination: int, private: int) -> None:
         pass
     for name in (_REPLACED, _RUN):
         remove(name, private)
+    for name in os.listdir(destination):
+        tarball = name.removesuffix(CHECKSUM)
+        if tarball != name and is_tarball(tarball) and not exists(tarball, destination):
+            remove(name, destination)

@@ -47,6 +47,15 @@ def open_regular(name: str, within: int, flags: int = os.O_RDONLY) -> int:
 
 
 @contextmanager
+def closing(fd: int) -> Iterator[int]:
+    """The descriptor, closed at the end."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
 def create(name: str, within: int) -> Iterator[int]:
     """A new file, open for reading and writing, that only we may read."""
     fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=within)
@@ -188,6 +197,14 @@ def _copy_file(source: int, found: os.stat_result, name: str, target: int) -> No
             offset += sent
         os.fchmod(fd, stat.S_IMODE(found.st_mode) & 0o777)
         os.utime(fd, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def check_tree(top: int) -> None:
+    """Raise Error where an open directory, or one below it, holds neither file nor directory."""
+    for _, _, names, fd in os.fwalk(".", dir_fd=top):
+        for name in names:
+            if not stat.S_ISREG(os.lstat(name, dir_fd=fd).st_mode):
+                raise Error(f"{name} is not a regular file: refused")
 
 
 def finish_tree(top: int, uid: int, gid: int, untouched: set[int]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
-from . import tarball, workdir
+from . import fingerprint, tarball, workdir
 from .arguments import add_destination, add_owner, add_wait
 from .backups import ENDING_OF, Stored, summary
 from .config import FsOptions, load_fs
@@ -36,11 +36,18 @@ def run(args: argparse.Namespace) -> int:
         destination.check_series(_MIRROR)
         at = destination.next_time()
         source = tarball.examine_source(path, [args.dst, work.path], options.exclude, options.one_file_system)
+        mark = fingerprint.take(source) if options.quick_check else None
+        if mark is not None and _is_recorded(destination, options.type, mark):
+            _note_unchanged(destination, options, at)
+            args.messages.closing(summary(None, 0, time.monotonic() - started))
+            return 0
         with tarball.archiving(source) as archive:
             stored = _store(destination, archive, at, options, work)
         if archive.result.status == 1:
             for line in archive.result.said.splitlines():
                 destination.note(f"{format_moment(at)}: {line}")
+        if mark is not None and mark.settled and archive.result.status == 0:
+            _record(destination, options.type, mark)
     args.messages.closing(summary(stored, archive.size, time.monotonic() - started))
     if archive.result.status == 2:
         args.messages.said(archive.result.said)
@@ -49,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _previous(destination: Destination, type_: str) -> Iterator[tuple[int, str] | None]:
+def _newest(destination: Destination, type_: str) -> Iterator[tuple[int, str] | None]:
     """The newest backup where it is of this type: its open tarfile, and how that is compressed."""
     newest = destination.backups[-1] if destination.backups else None
     if newest is None or newest.interrupted or newest.is_chain != (type_ == "rdiff"):
@@ -57,6 +64,25 @@ def _previous(destination: Destination, type_: str) -> Iterator[tuple[int, str] 
         return
     with destination.opened(newest, _MIRROR) as file:
         yield file, newest.compression
+
+
+def _is_recorded(destination: Destination, type_: str, mark: fingerprint.Fingerprint) -> bool:
+    with _newest(destination, type_) as newest:
+        return newest is not None and destination.is_recorded(mark.digest, newest[0])
+
+
+def _record(destination: Destination, type_: str, mark: fingerprint.Fingerprint) -> None:
+    with _newest(destination, type_) as newest:
+        if newest is not None:
+            destination.record(mark.digest, newest[0])
+
+
+def _note_unchanged(destination: Destination, options: FsOptions, at: datetime) -> None:
+    if options.type == "tar":
+        name = format_moment(at) + ENDING_OF[options.compression]
+        destination.note(f"{name}: no change in the data to be backed up: dropping backup")
+    else:
+        destination.note_unchanged(at, options.limits)
 
 
 def _store(
@@ -67,16 +93,11 @@ def _store(
     work: workdir.Workdir,
 ) -> Stored | None:
     """Compare the archive with the previous one while it is read; store it where it differs."""
-    tarball_name = format_moment(at) + ENDING_OF[options.compression]
-    with _previous(destination, options.type) as previous:
+    with _newest(destination, options.type) as previous:
         stream = tarball.changed_stream(archive, previous)
         if stream is None:
             archive.finish()
-            if options.type == "tar":
-                text = "no change in the data to be backed up: dropping backup"
-                destination.note(f"{tarball_name}: {text}")
-            else:
-                destination.note_unchanged(at, options.limits)
+            _note_unchanged(destination, options, at)
             return None
         if options.type == "tar":
             with destination.prepared() as output:
@@ -84,7 +105,8 @@ def _store(
                     for block in stream:
                         packed.write(block)
                 archive.finish()
-                return destination.add_tarball(output, tarball_name, at)
+                name = format_moment(at) + ENDING_OF[options.compression]
+                return destination.add_tarball(output, name, at)
         with workdir.staging(work) as stage:
             with create(_MIRROR, stage) as output:
                 for block in stream:

@@ -1,10 +1,10 @@
 """``btw-backup list``: lists the backups in a destination."""
 
 import argparse
-import os
 
 from .arguments import add_destination
 from .backups import listing, open_destination, scan
+from .files import closing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,11 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    destination = open_destination(args.dst)
-    try:
-        lines = listing(scan(destination))
-    finally:
-        os.close(destination)
-    for line in lines:
-        print(line)
+    with closing(open_destination(args.dst)) as destination:
+        for line in listing(scan(destination)):
+            print(line)
     return 0

@@ -3,7 +3,7 @@
 import sys
 
 # A newline or an escape sequence in a file name must not forge or hide a line.
-_CONTROL = {code: f"\\x{code:02x}" for code in [*range(0x20), *range(0x7F, 0xA0)]}
+_CONTROL = {code: f"\\x{code:02x}" for code in [*range(0x20), *range(0x7F, 0xA0)] if code != 0x09}
 
 
 def one_line(text: str) -> str:

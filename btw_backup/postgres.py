@@ -2,8 +2,12 @@
 
 import bz2
 import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import zip_longest
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from . import process
 from .errors import Error
@@ -15,6 +19,20 @@ _MAGIC = b"PGDMP"
 _KNOWN_VERSIONS = range(12, 17)
 _BYTE_COMPRESSION = 15
 _TIME_FIELDS = 7
+
+_MAINTENANCE = "postgres"
+_DUPLICATE_OBJECT = "42710"
+# Statements as pg_restore writes them, each on a line.
+_CREATE = re.compile(rb"CREATE DATABASE .* WITH TEMPLATE = template0 (.*);$")
+_DROP = re.compile(rb"DROP |ALTER TABLE IF EXISTS .* DROP |SELECT CASE WHEN EXISTS.*lo_unlink")
+_COUNT_OBJECTS = r"""
+SELECT (SELECT count(*) FROM pg_catalog.pg_class c
+        WHERE c.relnamespace <> ALL (s.system) AND c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f'))
+     + (SELECT count(*) FROM pg_catalog.pg_proc p WHERE p.pronamespace <> ALL (s.system))
+     + (SELECT count(*) FROM pg_catalog.pg_largeobject_metadata)
+FROM (SELECT array_agg(oid) AS system FROM pg_catalog.pg_namespace
+      WHERE nspname = 'information_schema' OR nspname LIKE 'pg\_%') s;
+"""
 
 
 class Server(NamedTuple):
@@ -29,22 +47,24 @@ def dump(database: str, server: Server, output: int) -> None:
 
     Raises Error, with what pg_dump said, where it fails.
     """
-    _run(["pg_dump", "--format=custom"], server, output, {"PGDATABASE": database})
+    _run(["pg_dump", "--format=custom"], server, {"PGDATABASE": database}, stdout=output).check()
 
 
 def dump_globals(server: Server, output: int) -> None:
     """Write the SQL of roles and tablespaces, uncompressed."""
-    _run(["pg_dumpall", "--globals-only"], server, output, {})
+    _run(["pg_dumpall", "--globals-only"], server, {}, stdout=output).check()
 
 
-def _run(argv: list[str], server: Server, output: int, env: dict[str, str]) -> None:
+def _run(argv: list[str], server: Server, env: dict[str, str], **settings: Any) -> process.Result:
     # The database's name goes by the environment, where a leading dash or an equals sign in it
     # means nothing; libpq takes it when the connection string has no dbname.
     if server.connection is not None:
-        argv.append(f"--dbname={server.connection}")
+        argv.insert(1, f"--dbname={server.connection}")
+    elif argv[0] == "pg_restore":  # without a database it would print its script
+        argv.insert(1, "--dbname=application_name=btw-backup")
     if server.run_as is not None and os.geteuid() not in (0, server.run_as.uid):
         raise Error(f"RUN_AS: only root can run {argv[0]} as {server.run_as.name}")
-    process.run(argv, stdout=output, env=env, account=server.run_as).check()
+    return process.run(argv, env=env, account=server.run_as, **settings)
 
 
 def dumped_database(dump_file: int) -> str | None:
@@ -104,7 +124,7 @@ def _plain(file: int) -> bz2.BZ2File:
     return bz2.BZ2File(open(os.dup(file), "rb"))
 
 
-def _statements(text: IO[bytes]):  # type: ignore[no-untyped-def]
+def _statements(text: IO[bytes]) -> Iterator[bytes]:
     r"""The lines without \restrict and \unrestrict, whose keys are random."""
     return (line for line in text if not line.startswith((b"\\restrict ", b"\\unrestrict ")))
 
@@ -115,3 +135,116 @@ def compress_globals(plain: int, output: int) -> None:
     with bz2.BZ2File(open(os.dup(output), "wb"), "w") as packed:
         while block := os.read(plain, BLOCK):
             packed.write(block)
+
+
+def read_dump(dump_file: int) -> None:
+    """Have pg_restore read a dump to its end. Raises Error where it can't."""
+    os.lseek(dump_file, 0, os.SEEK_SET)
+    process.run(["pg_restore", "--file=/dev/null"], stdin=dump_file).check()
+
+
+def restore(database: str, dump_file: int, server: Server, *, clean: bool = False, jobs: int = 1) -> None:
+    """Load a dump into a database, in one transaction unless ``jobs`` is more than 1.
+
+    ``clean``: drop what the dump holds first. Raises Error where it fails, with the database as it
+    was; parallel jobs can't be one transaction, so an empty database is emptied again.
+    """
+    argv = ["pg_restore", "--exit-on-error"]
+    if clean:
+        argv += ["--clean", "--if-exists"]
+    if jobs == 1:
+        os.lseek(dump_file, 0, os.SEEK_SET)
+        _run([*argv, "--single-transaction"], server, {"PGDATABASE": database}, stdin=dump_file).check()
+        return
+    with _readable(dump_file, server) as file:
+        argv += [f"--jobs={jobs}", f"/proc/self/fd/{file}"]
+        result = _run(argv, server, {"PGDATABASE": database}, pass_fds=[file])
+    if result.status != 0:
+        _drop_contents(database, dump_file, server)
+        result.check()
+
+
+@contextmanager
+def _readable(file: int, server: Server) -> Iterator[int]:
+    """The file, or where another account is to open it again by its descriptor, a copy for that."""
+    if server.run_as is None or server.run_as.uid == os.geteuid():
+        yield file
+        return
+    with tempfile.TemporaryFile() as copied:
+        offset = 0
+        while sent := os.sendfile(copied.fileno(), file, offset, BLOCK):
+            offset += sent
+        os.fchown(copied.fileno(), server.run_as.uid, -1)
+        yield copied.fileno()
+
+
+def _drop_contents(database: str, dump_file: int, server: Server) -> None:
+    """Drop what a dump holds: the statements with which pg_restore --clean begins."""
+    os.lseek(dump_file, 0, os.SEEK_SET)
+    with tempfile.TemporaryFile() as script:
+        argv = ["pg_restore", "--clean", "--if-exists", "--file=-"]
+        process.run(argv, stdin=dump_file, stdout=script).check()
+        script.seek(0)
+        drops = [line for line in script if _DROP.match(line)]
+    _query(database, server, b"".join(drops).decode(errors="surrogateescape"), {}).check()
+
+
+def holds_objects(database: str, server: Server) -> bool:
+    """Whether a database holds tables, views, sequences or functions. Raises Error where it is missing."""
+    return _query(database, server, _COUNT_OBJECTS, {}).check().printed.strip() != "0"
+
+
+def create_database(database: str, dump_file: int, server: Server) -> None:
+    """Create a database with the encoding and locale of the dumped one. Raises Error where it exists."""
+    os.lseek(dump_file, 0, os.SEEK_SET)
+    with tempfile.TemporaryFile() as script:
+        argv = ["pg_restore", "--create", "--schema-only", "--file=-"]
+        process.run(argv, stdin=dump_file, stdout=script).check()
+        script.seek(0)
+        settings = next((m[1] for line in script if (m := _CREATE.match(line))), b"")
+    statement = f'CREATE DATABASE :"name" WITH TEMPLATE = template0 {settings.decode()};'
+    _query(_MAINTENANCE, server, statement, {"name": database}).check()
+
+
+def drop_database(database: str, server: Server) -> None:
+    """Drop a database that this run created."""
+    _query(_MAINTENANCE, server, 'DROP DATABASE IF EXISTS :"name" WITH (FORCE);', {"name": database}).check()
+
+
+def replay_globals(packed: int, server: Server) -> None:
+    """Run the stored SQL. What exists already is left as it is; other errors raise Error."""
+    with _plain(packed) as text:
+        script = b"".join(_statements(text)).decode(errors="surrogateescape")
+    result = _query(_MAINTENANCE, server, script, {"ON_ERROR_STOP": "0", "VERBOSITY": "sqlstate"})
+    result.check()
+    codes = re.findall(r"ERROR:\s+(\S+)", result.said)
+    if any(code != _DUPLICATE_OBJECT for code in codes):
+        raise Error("some of the globals could not be restored", said=result.said)
+
+
+class _Answer(NamedTuple):
+    """What psql printed, and how it ended."""
+
+    result: process.Result
+    printed: str
+
+    def check(self) -> "_Answer":
+        self.result.check()
+        return self
+
+    @property
+    def said(self) -> str:
+        return self.result.said
+
+
+def _query(database: str, server: Server, sql: str, variables: dict[str, str]) -> _Answer:
+    """Run SQL by psql; in it ``:"name"`` stands for a variable as an identifier."""
+    argv = ["psql", "--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--file=-"]
+    for name, value in {"ON_ERROR_STOP": "1", **variables}.items():
+        argv.append(f"--set={name}={value}")
+    with tempfile.TemporaryFile() as script, tempfile.TemporaryFile() as printed:
+        script.write(sql.encode(errors="surrogateescape"))
+        script.seek(0)
+        result = _run(argv, server, {"PGDATABASE": database}, stdin=script, stdout=printed)
+        printed.seek(0)
+        return _Answer(result, printed.read().decode(errors="replace"))

@@ -33,3 +33,21 @@ def parse_moment(text: str) -> datetime | None:
 def format_moment(moment: datetime) -> str:
     """The inverse of ``parse_moment``."""
     return moment.strftime("%Y-%m-%dT%H:%M:%S")
+
+
+_PERIODS = {
+    "%Y-%m-%d": timedelta(days=1),
+    "%Y-%m-%dT%H": timedelta(hours=1),
+    "%Y-%m-%dT%H:%M": timedelta(minutes=1),
+    "%Y-%m-%dT%H:%M:%S": timedelta(seconds=1),
+}
+
+
+def last_moment(text: str) -> datetime | None:
+    """The last second of the day, hour, minute or second that the text names; None if none."""
+    for form, period in _PERIODS.items():
+        try:
+            return datetime.strptime(text, form).replace(tzinfo=UTC) + period - timedelta(seconds=1)
+        except ValueError:
+            continue
+    return None

@@ -154,6 +154,10 @@ class Content:
         """Whether the tarball was whole, when all is read."""
         return self._program is None or self._program.wait().status == 0
 
+    def said(self) -> str:
+        """What the decompressor said."""
+        return self._program.wait().said if self._program is not None else ""
+
 
 @contextmanager
 def decompressed(file: int, compression: str) -> Iterator[Content]:
@@ -167,6 +171,61 @@ def decompressed(file: int, compression: str) -> Iterator[Content]:
     with process.Program(argv, stdin=file, stdout=process.PIPE) as program:
         _widen(program.stdout)
         yield Content(program.stdout, program)
+
+
+class Unpacking:
+    """A running tar that takes an archive on its input. Made by ``unpacking`` and ``listing``."""
+
+    def __init__(self, program: process.Program) -> None:
+        self._program = program
+        self._reads = True
+        self.missing: list[str] = []
+
+    def write(self, block: bytes) -> None:
+        """Give it the next part of the archive; what follows the archive's end is not read."""
+        if self._reads:
+            try:
+                self._program.stdin.write(block)
+            except BrokenPipeError:
+                self._reads = False
+
+    def finish(self, members: Sequence[str]) -> None:
+        """Wait for its end. Raises Error unless it did all, but for members that are not there."""
+        with suppress(BrokenPipeError):
+            self._program.stdin.close()
+        result = self._program.wait()
+        self.missing = [m for m in members if f"tar: {m}: Not found in archive" in result.said]
+        others = [
+            line
+            for line in result.said.splitlines()
+            if line != "tar: Exiting with failure status due to previous errors"
+            and not line.endswith(": Not found in archive")
+        ]
+        if result.status not in (0, 2) or (result.status == 2 and (others or not self.missing)):
+            result.check()
+
+
+@contextmanager
+def unpacking(target: int, members: Sequence[str]) -> Iterator[Unpacking]:
+    """What is written is unpacked into the open directory: all, or those members with what is below."""
+    argv = ["tar", "--extract", "--file=-", "--preserve-permissions", "--numeric-owner"]
+    argv += ["--acls", "--xattrs", "--xattrs-include=*", "--quoting-style=literal"]
+    argv += ["--anchored", "--no-wildcards", "--", *members]
+    with process.Program(argv, stdin=process.PIPE, cwd=target) as program:
+        _widen(program.stdin)
+        unpacked = Unpacking(program)
+        yield unpacked
+        unpacked.finish(members)
+
+
+@contextmanager
+def listing() -> Iterator[Unpacking]:
+    """What is written is read as an archive from its first header to its last."""
+    with process.Program(["tar", "--list", "--file=-"], stdin=process.PIPE) as program:
+        _widen(program.stdin)
+        listed = Unpacking(program)
+        yield listed
+        listed.finish(())
 
 
 def _widen(pipe: IO[bytes]) -> None:

@@ -1,0 +1,108 @@
+"""``btw-backup db-restore``: restores a database or the database globals."""
+
+import argparse
+import os
+import sys
+from datetime import UTC, datetime
+
+from . import postgres, reading
+from .arguments import add_at, add_destination
+from .backups import open_destination, scan
+from .config import load_db
+from .errors import Error, Usage, naming
+from .files import closing, write_all
+from .spans import format_moment
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_at(parser)
+    parser.add_argument(
+        "-g",
+        "--global",
+        dest="globals",
+        action="store_true",
+        help="replay the globals (roles and tablespaces); what exists already is left as it is",
+    )
+    parser.add_argument("--create", action="store_true", help="create the database, which must not exist")
+    parser.add_argument(
+        "--clean", action="store_true", help="replace what the database holds of the same names"
+    )
+    parser.add_argument(
+        "--jobs", type=_jobs, default=1, metavar="N", help="restore with N connections in parallel"
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", help="write the dump itself to a new file (- for standard output)"
+    )
+    add_destination(parser)
+    parser.add_argument("db", nargs="?", help="the name of the database to restore into")
+
+
+def _jobs(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"must be a whole number, 1 or more, not {text!r}")
+    return int(text)
+
+
+def run(args: argparse.Namespace) -> int:
+    _check_usage(args)
+    with closing(open_destination(args.dst)) as destination:
+        chosen = reading.choose(scan(destination), args.at, datetime.now(UTC))
+        with reading.opened(destination, chosen) as content:
+            database = content.database()
+            if args.output is not None:
+                _write(content, args.output)
+            elif args.globals:
+                if content.name != reading.GLOBALS:
+                    raise Error(f"{args.dst} does not hold backups of the globals")
+                content.check()
+                postgres.replay_globals(content.file, load_db(args.config_dir, None).server)
+            elif database is None:
+                raise Error(f"{args.dst} does not hold backups of a database")
+            else:
+                content.check()
+                _restore(content, args, load_db(args.config_dir, database).server)
+    what = args.output or args.db or "the globals"
+    args.messages.closing(f"restored {format_moment(chosen.point.time)} into {what}")
+    return 0
+
+
+def _check_usage(args: argparse.Namespace) -> None:
+    ways = [args.globals, args.db is not None, args.output is not None]
+    if sum(ways) != 1:
+        raise Usage("say where to restore to: a database name, -g (--global), or --output FILE")
+    if args.db is None and (args.create or args.clean or args.jobs > 1):
+        raise Usage("--create, --clean and --jobs are for a database")
+    if args.create and args.clean:
+        raise Usage("--create is for a database that does not exist, --clean for one that does")
+    if args.clean and args.jobs > 1:
+        raise Usage("--clean works in one transaction: --jobs cannot be used with it")
+
+
+def _restore(content: reading.Content, args: argparse.Namespace, server: postgres.Server) -> None:
+    if args.create:
+        postgres.create_database(args.db, content.file, server)
+        try:
+            postgres.restore(args.db, content.file, server, jobs=args.jobs)
+        except BaseException:
+            postgres.drop_database(args.db, server)
+            raise
+        return
+    if not args.clean and postgres.holds_objects(args.db, server):
+        raise Error(f"the database {args.db} is not empty: use --clean to replace what it holds")
+    postgres.restore(args.db, content.file, server, clean=args.clean, jobs=args.jobs)
+
+
+def _write(content: reading.Content, path: str) -> None:
+    """Write the stored file to a new file that appears when it is whole."""
+    if path == "-":
+        content.pump(lambda block: write_all(sys.stdout.fileno(), block))
+        return
+    with naming(path):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with closing(fd):
+                content.pump(lambda block: write_all(fd, block))
+                os.fsync(fd)
+        except BaseException:
+            os.unlink(path)
+            raise

@@ -1,0 +1,67 @@
+"""``btw-backup fs-restore``: restores a filesystem hierarchy."""
+
+import argparse
+import os
+from datetime import UTC, datetime
+
+from . import reading, tarball
+from .arguments import add_at, add_destination
+from .backups import open_destination, scan
+from .errors import FAILED, Error, naming
+from .files import closing, directory
+from .spans import format_moment
+
+# Stands in the target until all is restored and checked.
+INCOMPLETE = ".btw-backup-restore-incomplete"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_at(parser)
+    add_destination(parser)
+    parser.add_argument("target", help="where to restore to; missing, or an empty directory")
+    parser.add_argument(
+        "path", nargs="*", help="restore only this file or directory, named relative to the source"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    members = {_member(path): path for path in args.path}
+    with closing(open_destination(args.dst)) as destination:
+        chosen = reading.choose(scan(destination), args.at, datetime.now(UTC))
+        with reading.opened(destination, chosen) as content:
+            if chosen.backup.is_chain and content.name != reading.ARCHIVE:
+                raise Error(f"{args.dst} holds backups of a database: use db-restore")
+            missing = _restore(content, args.target, list(members))
+    for member in missing:
+        args.messages.error(f"{members[member]} is not in the backup {chosen.backup.name}")
+    args.messages.closing(f"restored {format_moment(chosen.point.time)} into {args.target}")
+    return FAILED if missing else 0
+
+
+def _member(path: str) -> str:
+    """The archive's name for a path. Raises Error for one that leads out of the source."""
+    normal = os.path.normpath("/" + path)
+    if ".." in path.split("/") or not path:
+        raise Error(f"not a path in the backup: {path!r}")
+    return "." if normal.lstrip("/") == "" else "./" + normal.lstrip("/")
+
+
+def _restore(content: reading.Content, target: str, members: list[str]) -> list[str]:
+    """Unpack into the target. Returns the members that the archive lacks."""
+    with naming(target):
+        os.makedirs(target, mode=0o700, exist_ok=True)
+        if os.listdir(target):
+            raise Error(f"{target} is not empty: restore into a new or an empty directory")
+        with directory(os.path.realpath(target)) as top:
+            os.close(os.open(INCOMPLETE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=top))
+            try:
+                with tarball.unpacking(top, members) as unpacked:
+                    content.pump(unpacked.write)
+            except Error as error:
+                lines = [*error.lines, f"{target} is incomplete: do not use what is in it"]
+                raise Error(*lines, said=error.said) from error
+            times = os.fstat(top)
+            os.unlink(INCOMPLETE, dir_fd=top)
+            os.utime(top, ns=(times.st_atime_ns, times.st_mtime_ns))
+            os.fsync(top)
+    return unpacked.missing

@@ -1,0 +1,67 @@
+"""``btw-backup prune``: removes backups that a retention policy does not keep."""
+
+import argparse
+
+from .arguments import add_destination, add_wait, span
+from .backups import open_destination, scan
+from .destination import working_on
+from .errors import Usage
+from .files import closing
+from .retention import Decision, Policy, decide
+
+_COUNTS = {
+    "last": "the newest N points",
+    "hourly": "the newest point of each of the last N hours that have one",
+    "daily": "the same of days",
+    "weekly": "the same of weeks",
+    "monthly": "the same of months",
+    "yearly": "the same of years",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-n", "--dry-run", action="store_true", help="only show what would be kept and removed, and why"
+    )
+    for word, about in _COUNTS.items():
+        parser.add_argument(f"--keep-{word}", type=_count, default=0, metavar="N", help=f"keep {about}")
+    parser.add_argument(
+        "--keep-within",
+        type=span,
+        metavar="SPAN",
+        help="keep all points that are at most this much older than the newest, such as 14d",
+    )
+    add_wait(parser)
+    add_destination(parser)
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"must be a whole number, 0 or more, not {text!r}")
+    return int(text)
+
+
+def run(args: argparse.Namespace) -> int:
+    policy = Policy(**{word: getattr(args, f"keep_{word}") for word in _COUNTS}, within=args.keep_within)
+    if not policy.keeps_anything():
+        raise Usage("no policy: say what to keep, for example --keep-daily 14")
+    if args.dry_run:
+        with closing(open_destination(args.dst)) as destination:
+            for decision in decide(scan(destination), policy):
+                print(_line(decision))
+        return 0
+    with working_on(args.dst, args.messages.warning, wait=args.wait) as held:
+        decisions = decide(held.backups, policy)
+        for decision in decisions:
+            if not decision.keep:
+                held.remove(decision.backup)
+            if args.verbose:
+                print(_line(decision))
+    removed = sum(not decision.keep for decision in decisions)
+    args.messages.closing(f"removed {removed} of {len(decisions)} backups")
+    return 0
+
+
+def _line(decision: Decision) -> str:
+    verb = "keep" if decision.keep else "remove"
+    return f"{verb:6} {decision.backup.name} ({decision.reason})"

@@ -1,0 +1,137 @@
+"""Getting at what a point holds: choosing it, opening it, and checking it while it is read."""
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import NamedTuple
+
+from . import chain, tarball
+from .backups import Backup, Point, checksum
+from .errors import Error, naming
+from .files import BLOCK, check_tree, closing, directory, open_regular
+from .spans import format_moment, last_moment, parse_span
+
+ARCHIVE = "backup.tar"
+GLOBALS = "global.sql.bz2"
+_DUMP = ".dump"
+
+
+class Chosen(NamedTuple):
+    """A point, and the backup that it belongs to."""
+
+    backup: Backup
+    point: Point
+
+
+def all_points(backups: Sequence[Backup]) -> list[Chosen]:
+    """Every point, oldest first."""
+    found = [Chosen(backup, point) for backup in backups for point in backup.points]
+    return sorted(found, key=lambda chosen: chosen.point.time)
+
+
+def choose(backups: Sequence[Backup], at: str | None, now: datetime) -> Chosen:
+    """The newest point, or the newest one not later than ``at``.
+
+    ``at`` is what ``list`` prints, the day, hour or minute that it begins with, or a span before
+    ``now``. Raises Error where there is no such point.
+    """
+    points = all_points(backups)
+    if not points:
+        raise Error("the destination holds no backups")
+    if at is None:
+        return points[-1]
+    latest = _latest(at, now)
+    for chosen in reversed(points):
+        if chosen.point.time <= latest:
+            return chosen
+    oldest = format_moment(points[0].point.time)
+    raise Error(f"there is no point as old as {at}: the oldest is {oldest}")
+
+
+def _latest(at: str, now: datetime) -> datetime:
+    """The last second that ``at`` means."""
+    moment = last_moment(re.sub(r"\.t[.a-z]+$", "", at))
+    if moment is not None:
+        return moment
+    try:
+        return now - parse_span(at)
+    except (ValueError, OverflowError):
+        raise Error(
+            f"not a time: {at!r}: use what list prints, or its beginning, such as 2026-11-22, or a span: 3d"
+        ) from None
+
+
+class Content:
+    """The file of one point, open and not yet checked.
+
+    ``name`` is that of the file in the chain, or of the tarball; ``digest`` the SHA1 or
+    SHA256 that it must have, None where none was recorded.
+    """
+
+    def __init__(self, name: str, file: int, compression: str, digest: str | None) -> None:
+        self.name = name
+        self.file = file
+        self.compression = compression
+        self.digest = digest
+
+    def database(self) -> str | None:
+        """The name of the database that the file is a dump of."""
+        return self.name[: -len(_DUMP)] if self.name.endswith(_DUMP) else None
+
+    def check(self) -> None:
+        """Raise Error where the file is not what was stored."""
+        self.pump(lambda block: None)
+
+    def pump(self, write: Callable[[bytes], object]) -> None:
+        """Write all of it, uncompressed. Raises Error in the end where it is not what was stored."""
+        hasher = hashlib.new("sha256" if self.digest and len(self.digest) == 64 else "sha1")
+        with tarball.decompressed(self.file, self.compression) as stream:
+            while block := stream.read(BLOCK):
+                if self.digest is not None:
+                    hasher.update(block)
+                write(block)
+            if not stream.sound():
+                raise Error(f"{self.name} is damaged", said=stream.said())
+        if self.digest not in (None, hasher.hexdigest()):
+            raise Error(f"{self.name} is damaged: its content is not what was backed up")
+
+
+@contextmanager
+def opened(destination: int, chosen: Chosen) -> Iterator[Content]:
+    """The content of a point. That of an older point of a chain takes space under TMPDIR."""
+    backup, point = chosen
+    with naming(backup.name):
+        if not backup.is_chain:
+            with closing(open_regular(backup.name, destination)) as file:
+                yield Content(backup.name, file, backup.compression, checksum(backup.name, destination))
+            return
+        with directory(backup.name, destination) as top:
+            name = chain.mirror_name(top)
+            if name is None:
+                raise Error(f"{backup.name} does not hold one file, as a chain does")
+            digest = chain.recorded_digest(top, point.stamp)
+            if point == backup.points[-1] and not backup.interrupted:
+                with closing(open_regular(name, top)) as file:
+                    yield Content(name, file, "none", digest)
+                return
+            check_tree(top)
+            with tempfile.TemporaryDirectory(prefix="btw-backup.") as scratch, directory(scratch) as target:
+                _restore(destination, top, chosen, target)
+                with (
+                    directory(chain.RESTORED, target) as restored,
+                    closing(open_regular(name, restored)) as file,
+                ):
+                    yield Content(name, file, "none", digest)
+
+
+def _restore(destination: int, top: int, chosen: Chosen, target: int) -> None:
+    """Restore an older point of a chain into the directory ``target``."""
+    backup, point = chosen
+    if backup.interrupted:
+        chain.repaired_copy(top, target, "chain")
+        chain.restore(target, "chain", point.stamp, target)
+    else:
+        chain.restore(destination, backup.name, point.stamp, target)

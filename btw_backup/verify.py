@@ -1,0 +1,81 @@
+"""``btw-backup verify``: reads backups to their last byte and says which are damaged."""
+
+import argparse
+import bz2
+import secrets
+from datetime import UTC, datetime
+
+from . import postgres, reading, tarball
+from .arguments import add_at, add_destination
+from .backups import open_destination, scan
+from .config import load_db
+from .errors import FAILED, Error
+from .files import closing
+from .spans import format_moment
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group()
+    add_at(which)
+    which.add_argument("--latest", action="store_true", help="verify only the newest point")
+    parser.add_argument(
+        "--restore-test",
+        action="store_true",
+        help="also restore the newest dump of a database into a scratch database, and drop that",
+    )
+    add_destination(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    with closing(open_destination(args.dst)) as destination:
+        backups = scan(destination)
+        newest = reading.choose(backups, args.at, datetime.now(UTC))
+        points = [newest] if args.at or args.latest else reading.all_points(backups)
+        failures = 0
+        for chosen in points:
+            time = format_moment(chosen.point.time)
+            try:
+                with reading.opened(destination, chosen) as content:
+                    _check(content)
+                    if args.restore_test and chosen == points[-1]:
+                        _restore_test(content, args.config_dir)
+            except Error as error:
+                failures += 1
+                args.messages.said(error.said)
+                for line in error.lines:
+                    args.messages.error(f"{time}: {line}")
+            else:
+                args.messages.closing(f"{time}: ok")
+    return FAILED if failures else 0
+
+
+def _check(content: reading.Content) -> None:
+    """Raise Error unless the content is what was stored, and its own program can read all of it."""
+    if content.name == reading.GLOBALS:
+        decompressor = bz2.BZ2Decompressor()
+        try:
+            content.pump(decompressor.decompress)
+        except OSError as error:
+            raise Error(f"{content.name} is damaged: {error}") from error
+        if not decompressor.eof:
+            raise Error(f"{content.name} is damaged: it ends too early")
+    elif content.database() is not None:
+        content.check()
+        postgres.read_dump(content.file)
+    else:
+        with tarball.listing() as listed:
+            content.pump(listed.write)
+
+
+def _restore_test(content: reading.Content, config_dir: str) -> None:
+    """Restore a dump into a scratch database. Raises Error where it can't be restored."""
+    database = content.database()
+    if database is None:
+        raise Error("--restore-test is for backups of a database")
+    server = load_db(config_dir, database).server
+    scratch = f"btw_backup_test_{secrets.token_hex(4)}"
+    postgres.create_database(scratch, content.file, server)
+    try:
+        postgres.restore(scratch, content.file, server)
+    finally:
+        postgres.drop_database(scratch, server)
