@@ -14,6 +14,11 @@ from .files import directory, open_regular
 from .messages import size
 from .spans import format_moment, parse_moment
 
+# What a chain holds: the archive of a hierarchy, a database's dump, the globals.
+ARCHIVE = "backup.tar"
+DUMP = ".dump"
+GLOBALS = "global.sql.bz2"
+
 # The endings of tarballs, and how each is compressed.
 ENDINGS = {".tbz": "bzip2", ".tar.zst": "zstd", ".tar.gz": "gzip", ".tar.xz": "xz", ".tar": "none"}
 ENDING_OF = {compression: ending for ending, compression in ENDINGS.items()}

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from . import process
 from .errors import Error
-from .files import directory, link_tree, open_regular, same_content
+from .files import Linked, directory, link_tree, open_regular, same_content
 
 DATA = "rdiff-backup-data"
 RESTORED = "restored"
@@ -130,10 +130,10 @@ def begin(stage: int, private: int, name: str, time: datetime) -> None:
         _check(stage, made, (), time)
 
 
-def extend(chain: int, stage: int, private: int, name: str, time: datetime) -> set[int]:
+def extend(chain: int, stage: int, private: int, name: str, time: datetime) -> Linked:
     """Make a copy ``name`` of the chain in the private directory, and add a point to it.
 
-    Returns the inode numbers of the files that both share. Raises Error where the chain holds
+    Returns what both share, and the size that the chain had. Raises Error where the chain holds
     what no chain holds, and Unusable where rdiff-backup fails or did not do what it says.
     """
     os.mkdir(name, 0o700, dir_fd=private)

@@ -6,13 +6,11 @@ import time
 
 from . import postgres
 from .arguments import add_destination, add_owner, add_wait
-from .backups import summary
+from .backups import DUMP, GLOBALS, summary
 from .config import DbOptions, check_database_name, load_db
 from .destination import Destination, working_on
 from .errors import Error, Usage
 from .files import create
-
-_GLOBALS = "global.sql.bz2"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if args.db is not None:
         check_database_name(args.db)
     options = load_db(args.config_dir, args.db)
-    mirror = _GLOBALS if args.globals else f"{args.db}.dump"
+    mirror = GLOBALS if args.globals else args.db + DUMP
     with working_on(args.dst, args.messages.warning, args.owner, args.wait) as destination:
         destination.check_series(mirror)
         at = destination.next_time()
@@ -70,6 +68,6 @@ def _unchanged(destination: Destination, mirror: str, dumped: int) -> bool:
     latest = destination.latest_chain()
     if latest is None:
         return False
-    same = postgres.same_globals if mirror == _GLOBALS else postgres.same_dump
+    same = postgres.same_globals if mirror == GLOBALS else postgres.same_dump
     with destination.opened(latest, mirror) as previous:
         return same(previous, dumped)

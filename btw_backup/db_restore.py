@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from . import postgres, reading
 from .arguments import add_at, add_destination
-from .backups import open_destination, scan
+from .backups import GLOBALS, open_destination, scan
 from .config import load_db
 from .errors import Error, Usage, naming
 from .files import closing, write_all
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
             if args.output is not None:
                 _write(content, args.output)
             elif args.globals:
-                if content.name != reading.GLOBALS:
+                if content.name != GLOBALS:
                     raise Error(f"{args.dst} does not hold backups of the globals")
                 content.check()
                 postgres.replay_globals(content.file, load_db(args.config_dir, None).server)

@@ -4,32 +4,29 @@ Every change is prepared in the private directory ``.btw-backup`` and made visib
 so nothing that is seen is ever half done, and a killed run leaves nothing to repair.
 """
 
-import errno
-import fcntl
 import hashlib
 import os
-import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from . import chain
 from .backups import (
+    ARCHIVE,
     CHECKSUM,
     ENDING_OF,
     Backup,
     Limits,
     Stored,
     full_backup_due,
-    is_tarball,
     mirror_of,
     open_destination,
     scan,
 )
-from .errors import Busy, Error, naming
+from .errors import Error, naming
 from .files import (
-    DIRECTORY,
     create,
     directory,
     exchange,
@@ -40,20 +37,26 @@ from .files import (
     publish,
     remove,
     room_on,
-    tree_size,
     write_all,
 )
 from .ownership import UNCHANGED, Owner
+from .private import REPLACED, locked, private_directory, run_directory
 from .spans import format_moment
 
-PRIVATE = ".btw-backup"
 LOG = "log.txt"
-_LOCK = "lock"
-_RUN = "run"
-_REPLACED = "replaced"
 _PREPARED = "tarball"
 _STAGE = "stage"
-_FINGERPRINT = "fingerprint"
+_RECORD = "newest"
+
+
+class Record(NamedTuple):
+    """What is known of the newest backup: the source's fingerprint, the SHA-256 of its archive.
+
+    Either is ``-`` where it is not known.
+    """
+
+    fingerprint: str
+    digest: str
 
 
 class Destination:
@@ -105,7 +108,7 @@ class Destination:
                     f"{self.path} holds backups of something else ({backup.name}/{held}):"
                     " use another destination"
                 )
-        if mirror != "backup.tar" and any(not backup.is_chain for backup in self.backups):
+        if mirror != ARCHIVE and any(not backup.is_chain for backup in self.backups):
             raise Error(f"{self.path} holds backups of something else (tarballs): use another destination")
 
     def note(self, text: str) -> None:
@@ -187,27 +190,31 @@ class Destination:
             self.backups = scan(self.fd)
         return Stored("tarball", at, os.fstat(prepared).st_size)
 
-    def is_recorded(self, fingerprint: str, newest: int) -> bool:
-        """Whether this fingerprint was recorded with the newest backup, ``newest`` being its open file."""
+    def recorded(self, newest: int) -> Record | None:
+        """What was recorded with the newest backup, ``newest`` being its open file."""
         try:
-            fd = open_regular(_FINGERPRINT, self.private)
+            fd = open_regular(_RECORD, self.private)
         except FileNotFoundError:
-            return False
+            return None
         with open(fd, "rb") as file:
-            return file.read() == self._record(fingerprint, newest)
+            fields = file.read().split(b" ", 2)
+        if len(fields) != 3 or fields[2] != self._identity(newest):
+            return None
+        return Record(fields[0].decode(), fields[1].decode())
 
-    def record(self, fingerprint: str, newest: int) -> None:
+    def record(self, record: Record, newest: int) -> None:
         """Remember what the source was like when the newest backup was equal to it."""
+        line = f"{record.fingerprint} {record.digest} ".encode() + self._identity(newest)
         with suppress(OSError):  # without it the next run only has to read more
-            with create(_FINGERPRINT, self.run) as fd:
-                write_all(fd, self._record(fingerprint, newest))
-            os.rename(_FINGERPRINT, _FINGERPRINT, src_dir_fd=self.run, dst_dir_fd=self.private)
+            with create(_RECORD, self.run) as fd:
+                write_all(fd, line)
+            os.rename(_RECORD, _RECORD, src_dir_fd=self.run, dst_dir_fd=self.private)
 
-    def _record(self, fingerprint: str, newest: int) -> bytes:
+    def _identity(self, newest: int) -> bytes:
         # The ctime of a backup's file says that it is neither replaced nor changed since.
         found = os.fstat(newest)
-        identity = f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_ctime_ns}"
-        return f"{fingerprint} {self.backups[-1].name} {identity}\n".encode()
+        inode = f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_ctime_ns}"
+        return f"{self.backups[-1].name} {inode}\n".encode()
 
     def note_unchanged(self, at: datetime, limits: Limits) -> None:
         """Append the line that says that no point was added to a chain, full or incremental."""
@@ -251,26 +258,24 @@ class Destination:
         name = extended.name
         with directory(name, self.fd) as visible:
             linked = chain.extend(visible, stage, self.run, name, at)
-            before = tree_size(visible)
         with directory(name, self.run) as made:
-            size = finish_tree(made, *self._owner, linked)
+            size = finish_tree(made, *self._owner, linked.inodes)
         if not exchange(name, self.run, name, self.fd):
             self._replace(name)
         os.fsync(self.fd)
-        return max(size - before, 0)
+        return max(size - linked.size, 0)
 
     def _replace(self, name: str) -> None:
         """Exchange by two renames; a run that comes after a kill between them finishes the work."""
-        remove(_REPLACED, self.private)
-        os.mkdir(_REPLACED, 0o700, dir_fd=self.private)
-        with directory(_REPLACED, self.private) as aside:
+        os.mkdir(REPLACED, 0o700, dir_fd=self.private)
+        with directory(REPLACED, self.private) as aside:
             os.rename(name, name, src_dir_fd=self.fd, dst_dir_fd=aside)
             try:
                 publish(name, self.run, name, self.fd)
             except BaseException:
                 publish(name, aside, name, self.fd)
                 raise
-        remove(_REPLACED, self.private)
+        remove(REPLACED, self.private)
 
 
 @contextmanager
@@ -286,73 +291,13 @@ def working_on(
     """
     fd = open_destination(path)
     try:
-        with naming(path), _private(path, fd) as private, _locked(path, private, wait):
-            _recover(fd, private)
-            os.mkdir(_RUN, 0o700, dir_fd=private)
-            try:
-                with directory(_RUN, private) as run, room_on(path, run):
-                    yield Destination(path, fd, private, run, owner, warn)
-            finally:
-                remove(_RUN, private)
+        with (
+            naming(path),
+            private_directory(path, fd) as private,
+            locked(path, private, wait),
+            run_directory(fd, private) as run,
+            room_on(path, run),
+        ):
+            yield Destination(path, fd, private, run, owner, warn)
     finally:
         os.close(fd)
-
-
-@contextmanager
-def _private(path: str, destination: int) -> Iterator[int]:
-    """The open private directory, made when missing. Raises Error where it is not ours alone."""
-    refused = Error(f"{os.path.join(path, PRIVATE)} is not a private directory of ours: remove it")
-    with suppress(FileExistsError):
-        os.mkdir(PRIVATE, 0o700, dir_fd=destination)
-    try:
-        private = os.open(PRIVATE, DIRECTORY, dir_fd=destination)
-    except OSError as error:
-        if error.errno in (errno.ENOTDIR, errno.ELOOP):
-            raise refused from error
-        raise
-    try:
-        found = os.fstat(private)
-        if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise refused
-        yield private
-    finally:
-        os.close(private)
-
-
-@contextmanager
-def _locked(path: str, private: int, wait: timedelta) -> Iterator[None]:
-    """Hold the lock. It goes with the process that holds it, whatever ends that."""
-    deadline = time.monotonic() + wait.total_seconds()
-    fd = open_regular(_LOCK, private, os.O_RDWR | os.O_CREAT)
-    try:
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    holder = os.pread(fd, 100, 0).decode(errors="replace").strip() or "another process"
-                    raise Busy(f"{holder} is working on {path}: try again later, or use --wait") from None
-                time.sleep(0.1)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"process {os.getpid()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _recover(destination: int, private: int) -> None:
-    """Put aside what a killed run left: bring a replaced chain to an end, empty the rest."""
-    try:
-        with directory(_REPLACED, private) as aside:
-            for name in os.listdir(aside):
-                if not exists(name, destination):
-                    publish(name, aside, name, destination)
-    except FileNotFoundError:
-        pass
-    for name in (_REPLACED, _RUN):
-        remove(name, private)
-    for name in os.listdir(destination):
-        tarball = name.removesuffix(CHECKSUM)
-        if tarball != name and is_tarball(tarball) and not exists(tarball, destination):
-            remove(name, destination)

@@ -11,13 +11,17 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
+from . import process
 from .errors import Error
 
 BLOCK = 1 << 20
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _libc = ctypes.CDLL(None, use_errno=True)
+# rdiff-backup keeps one file in directories that are two deep.
+_DEPTH = 8
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 
@@ -107,21 +111,22 @@ def exists(name: str, within: int) -> bool:
     return True
 
 
-def tree_size(top: int) -> int:
-    """The size of all files in an open directory and below, in bytes."""
-    walk = os.fwalk(".", dir_fd=top)
-    return sum(os.lstat(name, dir_fd=fd).st_size for _, _, names, fd in walk for name in names)
-
-
 def remove(name: str, within: int) -> None:
     """Remove a file, or a directory with all below it. Nothing there is no failure."""
     try:
         if stat.S_ISDIR(os.lstat(name, dir_fd=within).st_mode):
-            shutil.rmtree(name, dir_fd=within)
+            _remove_tree(name, within)
         else:
             os.unlink(name, dir_fd=within)
     except FileNotFoundError:
         pass
+
+
+def _remove_tree(name: str, within: int) -> None:
+    try:
+        shutil.rmtree(name, dir_fd=within)
+    except RecursionError:  # made by somebody who wants us to fail; rm(1) takes any depth
+        process.run(["rm", "-rf", "--", name], cwd=within).check()
 
 
 def write_all(fd: int, data: bytes) -> None:
@@ -142,29 +147,41 @@ def same_content(one: int, other: int, offset: int = 0) -> bool:
     return True
 
 
-def link_tree(source: int, target: int, linkable: int) -> set[int]:
+class Linked(NamedTuple):
+    """The inode numbers of the files that a tree shares with its copy, and the size of all of them."""
+
+    inodes: set[int]
+    size: int
+
+
+def link_tree(source: int, target: int, linkable: int, depth: int = _DEPTH) -> Linked:
     """Make the contents of one open directory appear in another, an empty one.
 
     Regular files of ``linkable`` bytes or more are hard-linked, smaller ones and those whose
     name ends in ``.log`` (rdiff-backup appends to its log) are copied, so that whoever works on
-    the second tree and replaces files by rename leaves the first as it is. Returns the inode
-    numbers of the linked files. Raises Error for anything that is neither file nor directory,
-    and for a hard link to a file of another owner than its directory's: root is not to be led
-    to somebody else's data.
+    the second tree and replaces files by rename leaves the first as it is. Raises Error for
+    anything that is neither file nor directory, and for a hard link to a file of another owner
+    than its directory's: root is not to be led to somebody else's data.
     """
     linked: set[int] = set()
+    size = 0
     owner = os.fstat(source).st_uid
     ours = owner == os.geteuid()
     for entry in sorted(os.listdir(source)):
         found = os.lstat(entry, dir_fd=source)
         if stat.S_ISDIR(found.st_mode):
+            if depth == 0:
+                raise Error(f"{entry} lies deeper than anything in a backup: refused")
             os.mkdir(entry, 0o700, dir_fd=target)
             with directory(entry, source) as inner, directory(entry, target) as copied:
-                linked |= link_tree(inner, copied, linkable)
+                below = link_tree(inner, copied, linkable, depth - 1)
+            linked |= below.inodes
+            size += below.size
             continue
         fd = open_regular(entry, source)
         try:
             found = os.fstat(fd)
+            size += found.st_size
             theirs = ours or found.st_uid == owner
             if found.st_nlink != 1 and not theirs:
                 raise Error(f"{entry} is a hard link to a file of another owner: refused")
@@ -175,7 +192,7 @@ def link_tree(source: int, target: int, linkable: int) -> set[int]:
                 _copy_file(fd, found, entry, target)
         finally:
             os.close(fd)
-    return linked
+    return Linked(linked, size)
 
 
 def _link(fd: int, name: str, target: int) -> bool:
@@ -199,12 +216,15 @@ def _copy_file(source: int, found: os.stat_result, name: str, target: int) -> No
         os.utime(fd, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
-def check_tree(top: int) -> None:
+def check_tree(top: int, depth: int = _DEPTH) -> None:
     """Raise Error where an open directory, or one below it, holds neither file nor directory."""
-    for _, _, names, fd in os.fwalk(".", dir_fd=top):
-        for name in names:
-            if not stat.S_ISREG(os.lstat(name, dir_fd=fd).st_mode):
-                raise Error(f"{name} is not a regular file: refused")
+    for name in os.listdir(top):
+        mode = os.lstat(name, dir_fd=top).st_mode
+        if stat.S_ISDIR(mode) and depth > 0:
+            with directory(name, top) as inner:
+                check_tree(inner, depth - 1)
+        elif not stat.S_ISREG(mode):
+            raise Error(f"{name} is not a regular file: refused")
 
 
 def finish_tree(top: int, uid: int, gid: int, untouched: set[int]) -> int:

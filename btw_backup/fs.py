@@ -5,17 +5,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from typing import NamedTuple
 
 from . import fingerprint, tarball, workdir
 from .arguments import add_destination, add_owner, add_wait
-from .backups import ENDING_OF, Stored, summary
+from .backups import ARCHIVE, ENDING_OF, Stored, summary
 from .config import FsOptions, load_fs
-from .destination import Destination, working_on
+from .destination import Destination, Record, working_on
 from .errors import INCOMPLETE, Error
-from .files import create, write_all
+from .files import create, same_content, write_all
 from .spans import format_moment
-
-_MIRROR = "backup.tar"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,21 +32,22 @@ def run(args: argparse.Namespace) -> int:
         raise Error(f"no working directory for: {args.src}")
     options = load_fs(work.config_file)
     with working_on(args.dst, args.messages.warning, args.owner, args.wait) as destination:
-        destination.check_series(_MIRROR)
+        destination.check_series(ARCHIVE)
         at = destination.next_time()
         source = tarball.examine_source(path, [args.dst, work.path], options.exclude, options.one_file_system)
         mark = fingerprint.take(source) if options.quick_check else None
-        if mark is not None and _is_recorded(destination, options.type, mark):
-            _note_unchanged(destination, options, at)
-            args.messages.closing(summary(None, 0, time.monotonic() - started))
-            return 0
-        with tarball.archiving(source) as archive:
-            stored = _store(destination, archive, at, options, work)
+        with _newest(destination, options.type) as newest:
+            if mark is not None and newest is not None and newest.known.fingerprint == mark.digest:
+                _note_unchanged(destination, options, at)
+                args.messages.closing(summary(None, 0, time.monotonic() - started))
+                return 0
+            with tarball.archiving(source, digested=options.type == "tar") as archive:
+                stored = _store(destination, archive, newest, at, options, work)
         if archive.result.status == 1:
             for line in archive.result.said.splitlines():
                 destination.note(f"{format_moment(at)}: {line}")
-        if mark is not None and mark.settled and archive.result.status == 0:
-            _record(destination, options.type, mark)
+        settled = mark is not None and mark.settled and archive.result.status == 0
+        _record(destination, options.type, Record(mark.digest if mark and settled else "-", archive.digest()))
     args.messages.closing(summary(stored, archive.size, time.monotonic() - started))
     if archive.result.status == 2:
         args.messages.said(archive.result.said)
@@ -55,26 +55,29 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+class _Newest(NamedTuple):
+    """The newest backup: its open tarfile, how that is compressed, and what was recorded of it."""
+
+    file: int
+    compression: str
+    known: Record
+
+
 @contextmanager
-def _newest(destination: Destination, type_: str) -> Iterator[tuple[int, str] | None]:
-    """The newest backup where it is of this type: its open tarfile, and how that is compressed."""
+def _newest(destination: Destination, type_: str) -> Iterator[_Newest | None]:
+    """The newest backup where it is of this type."""
     newest = destination.backups[-1] if destination.backups else None
     if newest is None or newest.interrupted or newest.is_chain != (type_ == "rdiff"):
         yield None
         return
-    with destination.opened(newest, _MIRROR) as file:
-        yield file, newest.compression
+    with destination.opened(newest, ARCHIVE) as file:
+        yield _Newest(file, newest.compression, destination.recorded(file) or Record("-", "-"))
 
 
-def _is_recorded(destination: Destination, type_: str, mark: fingerprint.Fingerprint) -> bool:
-    with _newest(destination, type_) as newest:
-        return newest is not None and destination.is_recorded(mark.digest, newest[0])
-
-
-def _record(destination: Destination, type_: str, mark: fingerprint.Fingerprint) -> None:
+def _record(destination: Destination, type_: str, record: Record) -> None:
     with _newest(destination, type_) as newest:
         if newest is not None:
-            destination.record(mark.digest, newest[0])
+            destination.record(record, newest.file)
 
 
 def _note_unchanged(destination: Destination, options: FsOptions, at: datetime) -> None:
@@ -88,28 +91,52 @@ def _note_unchanged(destination: Destination, options: FsOptions, at: datetime) 
 def _store(
     destination: Destination,
     archive: tarball.Archive,
+    newest: _Newest | None,
     at: datetime,
     options: FsOptions,
     work: workdir.Workdir,
 ) -> Stored | None:
-    """Compare the archive with the previous one while it is read; store it where it differs."""
-    with _newest(destination, options.type) as previous:
-        stream = tarball.changed_stream(archive, previous)
-        if stream is None:
+    """Compare the archive with the newest one, and store it where it differs; None where not."""
+    if options.type == "tar":
+        return _store_tarball(destination, archive, newest, at, options)
+    # Inodes that differ are taken for a difference in the archive, which is then looked for last.
+    differs = options.quick_check and newest is not None and newest.known.fingerprint != "-"
+    previous = None if newest is None or differs else (newest.file, newest.compression)
+    stream = tarball.changed_stream(archive, previous)
+    if stream is None:
+        archive.finish()
+        _note_unchanged(destination, options, at)
+        return None
+    with workdir.staging(work) as stage:
+        with create(ARCHIVE, stage) as output:
+            for block in stream:
+                write_all(output, block)
             archive.finish()
-            _note_unchanged(destination, options, at)
-            return None
-        if options.type == "tar":
-            with destination.prepared() as output:
-                with tarball.compressing(output, options.compression) as packed:
-                    for block in stream:
-                        packed.write(block)
-                archive.finish()
+            if differs and newest is not None and same_content(output, newest.file):
+                _note_unchanged(destination, options, at)
+                return None
+        return destination.add_point(stage, at, options.limits)
+
+
+def _store_tarball(
+    destination: Destination,
+    archive: tarball.Archive,
+    newest: _Newest | None,
+    at: datetime,
+    options: FsOptions,
+) -> Stored | None:
+    differs = options.quick_check and newest is not None and newest.known.digest != "-"
+    previous = None if newest is None or differs else (newest.file, newest.compression)
+    stream = tarball.changed_stream(archive, previous)
+    if stream is not None:
+        with destination.prepared() as output:
+            with tarball.compressing(output, options.compression) as packed:
+                for block in stream:
+                    packed.write(block)
+            archive.finish()
+            if newest is None or archive.digest() != newest.known.digest:
                 name = format_moment(at) + ENDING_OF[options.compression]
                 return destination.add_tarball(output, name, at)
-        with workdir.staging(work) as stage:
-            with create(_MIRROR, stage) as output:
-                for block in stream:
-                    write_all(output, block)
-            archive.finish()
-            return destination.add_point(stage, at, options.limits)
+    archive.finish()
+    _note_unchanged(destination, options, at)
+    return None

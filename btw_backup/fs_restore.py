@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from . import reading, tarball
 from .arguments import add_at, add_destination
-from .backups import open_destination, scan
+from .backups import ARCHIVE, open_destination, scan
 from .errors import FAILED, Error, naming
 from .files import closing, directory
 from .spans import format_moment
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     with closing(open_destination(args.dst)) as destination:
         chosen = reading.choose(scan(destination), args.at, datetime.now(UTC))
         with reading.opened(destination, chosen) as content:
-            if chosen.backup.is_chain and content.name != reading.ARCHIVE:
+            if chosen.backup.is_chain and content.name != ARCHIVE:
                 raise Error(f"{args.dst} holds backups of a database: use db-restore")
             missing = _restore(content, args.target, list(members))
     for member in missing:

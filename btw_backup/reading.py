@@ -9,14 +9,10 @@ from datetime import datetime
 from typing import NamedTuple
 
 from . import chain, tarball
-from .backups import Backup, Point, checksum
+from .backups import DUMP, Backup, Point, checksum
 from .errors import Error, naming
 from .files import BLOCK, check_tree, closing, directory, open_regular
 from .spans import format_moment, last_moment, parse_span
-
-ARCHIVE = "backup.tar"
-GLOBALS = "global.sql.bz2"
-_DUMP = ".dump"
 
 
 class Chosen(NamedTuple):
@@ -79,7 +75,7 @@ class Content:
 
     def database(self) -> str | None:
         """The name of the database that the file is a dump of."""
-        return self.name[: -len(_DUMP)] if self.name.endswith(_DUMP) else None
+        return self.name[: -len(DUMP)] if self.name.endswith(DUMP) else None
 
     def check(self) -> None:
         """Raise Error where the file is not what was stored."""

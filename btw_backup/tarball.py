@@ -1,6 +1,7 @@
 """Making and comparing tar streams, and the programs that compress them."""
 
 import fcntl
+import hashlib
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -87,9 +88,10 @@ def tar_command(source: Source) -> list[str]:
 class Archive:
     """A running tar whose stream is read block by block. Made by ``archiving``."""
 
-    def __init__(self, program: process.Program) -> None:
+    def __init__(self, program: process.Program, digested: bool) -> None:
         self._program = program
         self._tail = b""
+        self._hash = hashlib.sha256() if digested else None
         self.size = 0  # bytes read so far
         self.result = process.Result("tar", 0, "")
 
@@ -98,8 +100,14 @@ class Archive:
         read = self._program.stdout.read
         while block := read(BLOCK):
             self.size += len(block)
+            if self._hash is not None:
+                self._hash.update(block)
             self._tail = (self._tail + block)[-len(_END) :] if len(block) < len(_END) else block[-len(_END) :]
             yield block
+
+    def digest(self) -> str:
+        """The SHA-256 of all that was read, ``-`` where it was not wanted."""
+        return "-" if self._hash is None else self._hash.hexdigest()
 
     def finish(self) -> None:
         """Wait for tar, when all is read, and keep its result. Raises Error unless the archive is whole.
@@ -113,13 +121,13 @@ class Archive:
 
 
 @contextmanager
-def archiving(source: Source) -> Iterator[Archive]:
-    """Run tar over the source."""
+def archiving(source: Source, *, digested: bool) -> Iterator[Archive]:
+    """Run tar over the source; ``digested``: what is read is hashed."""
     fd = os.open(source.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with process.Program(tar_command(source), stdout=process.PIPE, cwd=fd) as program:
             _widen(program.stdout)
-            yield Archive(program)
+            yield Archive(program, digested)
     finally:
         os.close(fd)
 
@@ -143,7 +151,7 @@ def compressing(output: int, compression: str) -> Iterator[IO[bytes]]:
         program.wait().check()
 
 
-class Content:
+class Stream:
     """The uncompressed content of an open tarball. Made by ``decompressed``."""
 
     def __init__(self, stream: IO[bytes], program: process.Program | None) -> None:
@@ -160,17 +168,17 @@ class Content:
 
 
 @contextmanager
-def decompressed(file: int, compression: str) -> Iterator[Content]:
+def decompressed(file: int, compression: str) -> Iterator[Stream]:
     """The content of an open tarball from its start; a damaged one ends early and is not sound."""
     os.lseek(file, 0, os.SEEK_SET)
     if compression == "none":
         with open(os.dup(file), "rb") as plain:
-            yield Content(plain, None)
+            yield Stream(plain, None)
         return
     argv = [*compressor(compression), "-d"]
     with process.Program(argv, stdin=file, stdout=process.PIPE) as program:
         _widen(program.stdout)
-        yield Content(program.stdout, program)
+        yield Stream(program.stdout, program)
 
 
 class Unpacking:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from . import postgres, reading, tarball
 from .arguments import add_at, add_destination
-from .backups import open_destination, scan
+from .backups import GLOBALS, open_destination, scan
 from .config import load_db
 from .errors import FAILED, Error
 from .files import closing
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(content: reading.Content) -> None:
     """Raise Error unless the content is what was stored, and its own program can read all of it."""
-    if content.name == reading.GLOBALS:
+    if content.name == GLOBALS:
         decompressor = bz2.BZ2Decompressor()
         try:
             content.pump(decompressor.decompress)
