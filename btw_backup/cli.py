@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "btw-backup") -> int:
     """Run one command. Returns the exit status; argparse itself exits for usage errors and help."""
     argv = sys.argv[1:] if argv is None else argv
     os.umask(0o077)
+    _open_standard_streams()
     for signum in _SIGNALS:
         if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup(1)
             signal.signal(signum, _end)
@@ -80,6 +81,15 @@ def main(argv: Sequence[str] | None = None, prog: str = "btw-backup") -> int:
         messages.error(f"{error.filename or 'standard output'}: {error.strerror or error}")
         return FAILED
     return status
+
+
+def _open_standard_streams() -> None:
+    """Make sure that no file of a backup becomes what a program takes for its standard error."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:  # the lowest free descriptor is this one (open(2))
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if fd == 0 else "w"))
 
 
 def _end(signum: int, frame: FrameType | None) -> None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from .backups import Limits
 from .errors import Error, naming
+from .files import closing
 from .postgres import Server
 from .process import Account
 from .spans import parse_span
@@ -148,9 +149,7 @@ DB_OPTIONS = (
 
 def load_fs(path: str) -> FsOptions:
     """The options in a working directory's ``config.py``. Raises Error with every fault in it."""
-    values = _load(path, FS_OPTIONS)
-    if values["TYPE"] is None:
-        raise Error(f"{path}: TYPE must be set to 'rdiff' or 'tar'")
+    values = _load(path, FS_OPTIONS, required=("TYPE",))
     return FsOptions(
         type=values["TYPE"],
         limits=_limits(values),
@@ -201,15 +200,15 @@ def _db_file(config_dir: str, name: str | None) -> str:
     return current
 
 
-def _load(path: str, options: tuple[Option, ...]) -> dict[str, Any]:
-    """Each option's checked value; defaults where there is no file."""
+def _load(path: str, options: tuple[Option, ...], required: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Each option's checked value; defaults where there is no file. Raises Error with every fault."""
     values = {o.name: None if o.default is None else o.convert(o.default) for o in options}
     text = _read_trusted(path)
-    if text is None:
+    if text is None and not required:
         return values
-    found, lines = _execute(text, path)
+    found, lines = _execute(text or b"", path)
     known = {option.name: option for option in options}
-    faults: list[tuple[int, str]] = []
+    faults = [(1, f"{name} is not set: {known[name].about}") for name in required if name not in found]
     for name, value in found.items():
         if name not in known:
             faults.append((lines.get(name, 1), f"unknown option {name}{_nearest(name, known)}"))
@@ -261,37 +260,36 @@ def _read_trusted(path: str) -> bytes | None:
         return None
     except OSError as error:
         raise Error(f"{path}: {error.strerror}") from error
-    with open(fd, "rb") as file, naming(path):
+    with naming(path), closing(fd):
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise Error(f"{path}: not a regular file")
         _check_trust(path, found)
-        for step in _links(os.path.abspath(path)):
-            _check_directory(os.path.dirname(step))
-            _check_directory(os.path.realpath(os.path.dirname(step)))
-        return file.read()
+        own = os.path.dirname(os.path.abspath(path))
+        for directory in _passed(os.path.abspath(path)):
+            _check_trust(directory, os.stat(directory), in_own=directory == own)
+        with open(fd, "rb", closefd=False) as file:
+            return file.read()
 
 
-def _links(path: str) -> Iterator[str]:
-    """The path, and what it leads to where it is a symbolic link, step by step."""
-    yield path
-    while os.path.islink(path):
-        path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
-        yield path
+def _passed(path: str) -> Iterator[str]:
+    """Every directory that the system passes on the way to a file, also by symbolic links."""
+    current = "/"
+    waiting = path.split("/")[::-1]
+    while waiting:
+        yield current
+        step = os.path.normpath(os.path.join(current, waiting.pop()))
+        if os.path.islink(step):
+            target = os.readlink(step)
+            waiting += target.split("/")[::-1]
+            current = "/" if target.startswith("/") else current
+        else:
+            current = step
 
 
-def _check_directory(path: str) -> None:
-    """Raise Error where somebody else can change what stands in the directory or above it."""
-    while True:
-        _check_trust(path, os.stat(path))
-        if path == "/":
-            return
-        path = os.path.dirname(path)
-
-
-def _check_trust(path: str, found: os.stat_result) -> None:
+def _check_trust(path: str, found: os.stat_result, *, in_own: bool = True) -> None:
     if found.st_uid not in (0, os.geteuid()):
         raise Error(f"{path}: refused, because it belongs to user {found.st_uid}: chown it to yourself")
     # In a sticky directory, such as /tmp, nobody can replace what is ours (inode(7)).
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX:
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and (in_own or not found.st_mode & stat.S_ISVTX):
         raise Error(f"{path}: refused, because others can write it: use chmod go-w")

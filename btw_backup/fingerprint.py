@@ -27,7 +27,7 @@ class Fingerprint(NamedTuple):
 def take(source: Source) -> Fingerprint | None:
     """Walk the source. None where a part can't be examined, so that nothing can be told."""
     started = time.time_ns()
-    digest = hashlib.blake2b("\0".join([source.directory, *tar_command(source)]).encode(errors="replace"))
+    digest = hashlib.blake2b(os.fsencode("\0".join([source.directory, *tar_command(source)])))
     try:
         newest = _walk(source, digest)
     except OSError:

@@ -75,7 +75,9 @@ def tar_command(source: Source) -> list[str]:
     """
     argv = ["tar", "--create", "--file=-", "--format=posix", "--blocking-factor=128"]
     argv += ["--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime", "--sort=name"]
-    argv += ["--acls", "--xattrs", "--xattrs-include=*", "--sparse", f"--exclude-tag={TAG}"]
+    # Newer formats of sparse members hold tar's process number.
+    argv += ["--acls", "--xattrs", "--xattrs-include=*", "--sparse", "--sparse-version=0.0"]
+    argv.append(f"--exclude-tag={TAG}")
     if source.one_file_system:
         argv.append("--one-file-system")
     argv += ["--anchored", "--no-wildcards"]

@@ -1,0 +1,198 @@
+"""The command line as a whole: usage, names, exit statuses, output that cannot be written."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import Btw, Result
+
+WIDE = {"COLUMNS": "300"}
+SCRIPT = Path(sys.executable).with_name("btw-backup")
+
+
+def test_help_names_the_commands_and_general_options(btw: Btw) -> None:
+    result = btw("--help", env=WIDE)
+    assert (result.status, result.err) == (0, "")
+    assert result.out.startswith("usage: btw_backup [-h] [-q")
+    for text in (
+        "-q, --quiet",
+        "-v, --verbose",
+        "--config-dir CONFIG_DIR",
+        "--version",
+        "fs  ",
+        "fs-init  ",
+        "list  ",
+        "db  ",
+        "backs up a filesystem hierarchy",
+        "initializes the working directory for backups",
+        "lists backups",
+        "makes a database backup",
+    ):
+        assert text in result.out
+
+
+@pytest.mark.parametrize(
+    ("command", "parts"),
+    [
+        ("fs", ["[-h] [-u UID[:GID]]", "src dst"]),
+        ("fs-init", ["[-h] --type {rdiff,tar}", "src name"]),
+        ("db", ["[-h] [-g] [-u UID[:GID]]", "[db] dst"]),
+        ("list", ["[-h]", "dst"]),
+    ],
+)
+def test_usage_lines(btw: Btw, command: str, parts: list[str]) -> None:
+    begin, end = parts
+    for result, output in (
+        (btw(command, "-h", env=WIDE), "out"),
+        (btw(command, "--no-such", env=WIDE), "err"),
+    ):
+        first = getattr(result, output).splitlines()[0]
+        assert first.startswith(f"usage: btw_backup {command} {begin}") and first.endswith(f" {end}")
+        assert result.status == (0 if output == "out" else 2)
+
+
+def test_version(btw: Btw) -> None:
+    result = btw("--version")
+    assert (result.status, result.err) == (0, "")
+    assert re.fullmatch(r"btw_backup \d+(\.\d+)+\S*\n", result.out)
+    script = subprocess.run([SCRIPT, "--version"], capture_output=True, text=True)
+    assert script.stdout == result.out.replace("_", "-")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "",
+        "-q",
+        "backup",
+        "fs",
+        "fs /src",
+        "fs /src /dst more",
+        "fs-init --type tar /src",
+        "fs-init /src name",
+        "fs-init --type zip /src name",
+        "list",
+        "list a b",
+        "db",
+        "db a b c",
+        "-q -v list .",
+        "--quiet --verbose list .",
+        "--config-dir",
+        "fs -u",
+        "list --nonsense .",
+    ],
+)
+def test_usage_errors(btw: Btw, config_dir: Path, arguments: str) -> None:
+    result = btw(*arguments.split())
+    assert (result.status, result.out) == (2, "")
+    assert result.err.startswith("usage: btw_backup")
+    assert re.match(r"btw_backup.*: error: ", result.err.splitlines()[-1])
+    assert not config_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["db"], "either -g (--global) or a database name must be specified"),
+        (["db", "-g", "name"], "-g (--global) cannot be used with a database name"),
+        (["db", "--global", "name"], "-g (--global) cannot be used with a database name"),
+    ],
+)
+def test_a_database_or_the_globals(btw: Btw, dst: Path, arguments: list[str], text: str) -> None:
+    result = btw(*arguments, dst)
+    assert (result.status, result.out) == (2, "")
+    assert result.err.splitlines()[-1] == f"btw_backup: {text}"
+    assert os.listdir(dst) == []
+
+
+def test_the_configuration_directory_is_in_the_home_by_default(src: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    argv = [SCRIPT, "fs-init", "--type", "tar", src, "name"]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, env={**os.environ, "HOME": str(tmp_path / "home")}
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    [made] = (tmp_path / "home" / ".btw-backup").iterdir()
+    assert done.stdout == f"btw-backup: created {made}\n"
+
+
+def test_a_relative_configuration_directory(btw: Btw, src: Path, tmp_path: Path) -> None:
+    result = btw(
+        "--config-dir", "conf", "fs-init", "--type", "tar", src, "name", cwd=tmp_path, env=found_here()
+    )
+    assert result.out.startswith(f"btw_backup: created {tmp_path}/conf/name.")
+
+
+def found_here() -> dict[str, str]:
+    """For runs from another directory."""
+    return {"PYTHONPATH": os.getcwd()}
+
+
+@pytest.mark.parametrize("flag", ["-q", "-v"])
+def test_errors_are_said_in_any_volume(btw: Btw, tmp_path: Path, flag: str) -> None:
+    result = btw(flag, "list", tmp_path / "missing")
+    assert (result.status, result.out) == (1, "")
+    assert re.fullmatch(r"btw_backup: .*missing.*\n", result.err)
+
+
+def test_control_characters_in_a_name_do_not_reach_the_terminal(btw: Btw, tmp_path: Path) -> None:
+    result = btw("list", f"{tmp_path}/\x1b[2J\nbtw_backup: done")
+    assert result.status == 1 and result.err.count("\n") == 1 and "\x1b" not in result.err
+
+
+class TestOutputThatCannotBeWritten:
+    def run(self, command: str, redirection: str) -> Result:
+        argv = ["bash", "-c", f"{shlex.quote(str(SCRIPT))} {command} {redirection}; exit ${{PIPESTATUS[0]}}"]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    @pytest.fixture
+    def full(self, dst: Path) -> Path:
+        """A destination whose list is longer than a pipe holds."""
+        for number in range(4000):
+            (dst / f"2026-11-{number // 3600 + 1:02}T00:{number // 60 % 60:02}:{number % 60:02}.tbz").touch()
+        return dst
+
+    @pytest.mark.parametrize("redirection", ["| head -n 1 >/dev/null", "| true"])
+    def test_a_pipe_that_is_closed(self, full: Path, redirection: str) -> None:
+        result = self.run(f"list {full}", redirection)
+        assert (result.status, result.err) == (141, "")
+
+    def test_a_full_disk(self, dst: Path) -> None:
+        (dst / "2026-11-22T22:16:17.tbz").touch()
+        result = self.run(f"list {dst}", ">/dev/full")
+        assert (result.status, result.err) == (1, "btw-backup: standard output: No space left on device\n")
+
+    @pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+    @pytest.mark.parametrize("names", [[], ["2026-11-22T22:16:17.tbz"]], ids=["empty", "filled"])
+    def test_closed_descriptors(self, dst: Path, redirection: str, names: list[str]) -> None:
+        """A daemon may start us so. What can't be said may be a failure, but an orderly one."""
+        for name in names:
+            (dst / name).touch()
+        result = self.run(f"list {dst}", redirection)
+        assert "Traceback" not in result.err and "Exception" not in result.err
+        if redirection in ("2>&-", "<&-"):
+            assert result == Result(0, "".join(f"{name}\n" for name in names), "")
+        else:
+            assert result.status in ((0, 1) if names else (0,))
+
+    @pytest.mark.parametrize("redirection", ["2>&-", ">&- 2>&-"])
+    def test_a_failure_without_stderr(self, dst: Path, redirection: str) -> None:
+        assert self.run(f"list {dst}/missing", redirection) == Result(1, "", "")
+
+    def test_a_backup_with_all_descriptors_closed(self, src: Path, dst: Path, config_dir: Path) -> None:
+        """Nothing that a program of ours says ends up in a file of the backup."""
+        prefix = f"--config-dir {config_dir}"
+        assert self.run(f"{prefix} fs-init --type rdiff {src} name", "").status == 0
+        for _ in range(2):
+            assert self.run(f"{prefix} fs {src} {dst}", "<&- >&- 2>&-").status == 0
+        [chain] = dst.glob("2*")
+        names = subprocess.run(
+            ["tar", "--force-local", "-tf", chain / "backup.tar"], capture_output=True, text=True
+        )
+        assert (names.returncode, names.stdout.split()) == (0, ["./", "./file", "./sub/", "./sub/other"])

@@ -1,0 +1,373 @@
+"""Configuration files: every fault is told, nothing untrusted is executed; and the pure decisions."""
+
+import os
+import re
+import stat
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from btw_backup.backups import Backup, Limits, Point, full_backup_due
+from btw_backup.chain import read_state
+from btw_backup.errors import Error
+from btw_backup.ownership import parse_owner
+from btw_backup.tarball import Source, tar_command
+
+from .conftest import Btw, Result
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+@pytest.fixture
+def config(config_dir: Path, src: Path) -> Path:
+    """The path of a configuration file for ``src``; the working directory is there."""
+    work = config_dir / "test.0123"
+    (work / "backup").mkdir(mode=0o700, parents=True)
+    (work / "src").symlink_to(src)
+    return work / "config.py"
+
+
+def check_failed(result: Result, *lines: str) -> None:
+    """Fail unless the run said these lines, in which ``…`` stands for anything, and nothing else."""
+    pattern = "".join(re.escape(f"btw_backup: {line}").replace("…", ".*") + "\n" for line in lines)
+    assert (result.status, result.out) == (1, "")
+    assert re.fullmatch(pattern, result.err), result.err
+
+
+class TestFaults:
+    @pytest.mark.parametrize(
+        ("name", "values"),
+        [
+            ("TYPE", ["'zip'", "''", "1", "None", "['tar']", "'TAR'"]),
+            ("MAX_INCREMENTAL_COUNT", ["-1", "'10'", "1.5", "None", "True", "[]"]),
+            ("MAX_INCREMENTAL_SPAN", ["24", "'soon'", "''", "None", "'-1h'", "'99999999999w'", "b'24h'"]),
+            (
+                "EXCLUDE",
+                ["'*.o'", "[1]", "None", "['/var/cache']", "['./tmp/']", "['']", "{'*.o': 1}", "['a\\0b']"],
+            ),
+            ("ONE_FILE_SYSTEM", ["1", "'yes'", "None"]),
+            ("COMPRESSION", ["'rar'", "9", "None", "''", "'BZIP2'"]),
+            ("QUICK_CHECK", ["0", "'no'", "None"]),
+        ],
+    )
+    def test_values(self, btw: Btw, config: Path, src: Path, dst: Path, name: str, values: list[str]) -> None:
+        for value in values:
+            other = "" if name == "TYPE" else "TYPE = 'tar'"
+            config.write_text(f"{other}\n# a comment\n{name} = {value}\n")
+            check_failed(btw("fs", src, dst), f"{config}:3: …{name}…")
+        assert os.listdir(dst) == []
+
+    def test_all_of_a_file_at_once(self, btw: Btw, config: Path, src: Path, dst: Path) -> None:
+        config.write_text(
+            "TYPE = 'zip'\n\nMAX_INCREMENTAL_COUNT = -1\nEXCLUDES = []\n"
+            "MAX_INCREMENTAL_SPAN = 'x'\nQUICK_CHECK = 3\n"
+        )
+        check_failed(
+            btw("fs", src, dst),
+            f"{config}:1: …TYPE…",
+            f"{config}:3: …MAX_INCREMENTAL_COUNT…",
+            f"{config}:4: …EXCLUDES…EXCLUDE…",
+            f"{config}:5: …MAX_INCREMENTAL_SPAN…",
+            f"{config}:6: …QUICK_CHECK…",
+        )
+
+    def test_a_missing_type_is_told_with_the_others(
+        self, btw: Btw, config: Path, src: Path, dst: Path
+    ) -> None:
+        config.write_text("\nQUICK_CHECK = 3\n")
+        result = btw("fs", src, dst)
+        assert (result.status, result.out) == (1, "")
+        said = result.err.splitlines()
+        assert len(said) == 2 and all(line.startswith(f"btw_backup: {config}:") for line in said)
+        assert any("TYPE" in line for line in said) and any(f"{config}:2: " in line for line in said)
+
+    @pytest.mark.parametrize("text", ["", "# nothing\n", None], ids=["empty", "comment", "no file"])
+    def test_missing_type(self, btw: Btw, config: Path, src: Path, dst: Path, text: str | None) -> None:
+        if text is not None:
+            config.write_text(text)
+        check_failed(btw("fs", src, dst), f"{config}…TYPE…")
+
+    @pytest.mark.parametrize(
+        ("name", "nearest"),
+        [("MAX_INCREMENTAL_COUNTS", "MAX_INCREMENTAL_COUNT"), ("EXCLUDES", "EXCLUDE"), ("TYP", "TYPE")],
+    )
+    def test_nearest_name(
+        self, btw: Btw, config: Path, src: Path, dst: Path, name: str, nearest: str
+    ) -> None:
+        config.write_text(f"TYPE = 'tar'\n{name} = 3\n")
+        result = btw("fs", src, dst)
+        check_failed(result, f"{config}:2: …{name}…")
+        assert re.search(rf"\b{nearest}\?", result.err)
+
+    @pytest.mark.parametrize(
+        ("text", "line", "said"),
+        [
+            ("TYPE = 'tar'\nif:\n", 2, ""),
+            ("TYPE = 'tar\n", 1, ""),
+            ("TYPE = 'tar'\n\n\n1 / 0\n", 4, "ZeroDivisionError"),
+            ("import no_such_module\n", 1, "no_such_module"),
+            ("def helper():\n    raise OSError('gone')\n\nhelper()\n", 2, "gone"),
+            ("TYPE = undefined\n", 1, "undefined"),
+            ("raise SystemExit(0)\n", 1, "SystemExit"),
+            ("TYPE = 'tar'\nimport sys\nsys.exit()\n", 3, ""),
+        ],
+    )
+    def test_broken_code(
+        self, btw: Btw, config: Path, src: Path, dst: Path, text: str, line: int, said: str
+    ) -> None:
+        config.write_text(text)
+        check_failed(btw("fs", src, dst), f"{config}:{line}: …{said}…")
+
+    @pytest.mark.parametrize(
+        "content", [b"TYPE = 'tar'\nEXCLUDE = ['\xff']\n", b"TYPE = 'tar'\0\n"], ids=["not UTF-8", "NUL"]
+    )
+    def test_not_text(self, btw: Btw, config: Path, src: Path, dst: Path, content: bytes) -> None:
+        config.write_bytes(content)
+        check_failed(btw("fs", src, dst), f"{config}:…")
+
+    def test_database_options(self, btw: Btw, config_dir: Path, dst: Path) -> None:
+        """TYPE and its like are for filesystem backups only."""
+        config_dir.mkdir()
+        path = config_dir / "shop.py"
+        path.write_text(
+            "TYPE = 'tar'\nCONNECTION = 1\nRUN_AS = 'no-such-user'\nMAX_INCREMENTAL_COUNT = 'x'\n"
+        )
+        check_failed(
+            btw("db", "shop", dst),
+            f"{path}:1: …TYPE…",
+            f"{path}:2: …CONNECTION…",
+            f"{path}:3: …no-such-user…",
+            f"{path}:4: …MAX_INCREMENTAL_COUNT…",
+        )
+
+
+def test_the_file_is_executed_as_python(btw: Btw, config: Path, src: Path, dst: Path) -> None:
+    config.write_text(
+        "import os\n_days = 7\nlower = 'ignored'\nMAX_INCREMENTAL_SPAN = f'{_days}d'\n"
+        "TYPE = 'rdiff' if os.path.isabs(__file__) else None\nMAX_INCREMENTAL_COUNT = sum([1, 2])\n"
+        "EXCLUDE = ['*.o'] + ['./tmp']\nCOMPRESSION = 'xz'\nONE_FILE_SYSTEM = not False\n"
+        "QUICK_CHECK = False\n"
+    )
+    assert btw("fs", src, dst) == Result(0, "", "")
+
+
+class TestTrust:
+    """A configuration file is code that root runs."""
+
+    @pytest.fixture(autouse=True)
+    def code(self, config: Path, tmp_path: Path) -> None:
+        config.write_text(f"open({str(tmp_path / 'executed')!r}, 'w').close()\nTYPE = 'tar'\n")
+
+    def check_refused(self, result: Result, tmp_path: Path, path: Path) -> None:
+        assert (result.status, result.out) == (1, "")
+        assert re.fullmatch(r"btw_backup: .+\n", result.err) and str(path) in result.err
+        assert not (tmp_path / "executed").exists()
+
+    def test_ours_is_executed(self, btw: Btw, src: Path, dst: Path, tmp_path: Path) -> None:
+        assert btw("fs", src, dst).status == 0 and (tmp_path / "executed").exists()
+
+    @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666, 0o1602], ids=oct)
+    def test_file_that_others_can_write(
+        self, btw: Btw, config: Path, src: Path, dst: Path, tmp_path: Path, mode: int
+    ) -> None:
+        config.chmod(mode)
+        assert stat.S_IMODE(config.stat().st_mode) == mode
+        self.check_refused(btw("fs", src, dst), tmp_path, config)
+
+    @pytest.mark.parametrize("level", [0, 1, 2], ids=["working", "configuration", "above"])
+    @pytest.mark.parametrize("mode", [0o770, 0o707], ids=oct)
+    def test_directory_that_others_can_write(
+        self, btw: Btw, config: Path, src: Path, dst: Path, tmp_path: Path, level: int, mode: int
+    ) -> None:
+        config.parents[level].chmod(mode)
+        self.check_refused(btw("fs", src, dst), tmp_path, config.parents[level])
+
+    @as_root
+    @pytest.mark.parametrize("level", [None, 0, 1, 2], ids=["file", "working", "configuration", "above"])
+    def test_owner(
+        self, btw: Btw, config: Path, src: Path, dst: Path, tmp_path: Path, level: int | None
+    ) -> None:
+        path = config if level is None else config.parents[level]
+        os.chown(path, 12345, -1)
+        self.check_refused(btw("fs", src, dst), tmp_path, path)
+
+    @as_root
+    def test_link_to_somebody_elses_file(
+        self, btw: Btw, config: Path, src: Path, dst: Path, tmp_path: Path
+    ) -> None:
+        config.rename(tmp_path / "theirs.py")
+        os.chown(tmp_path / "theirs.py", 12345, -1)
+        config.symlink_to(tmp_path / "theirs.py")
+        self.check_refused(btw("fs", src, dst), tmp_path, config)
+
+    @pytest.mark.parametrize("steps", [1, 2])
+    def test_link_by_way_of_a_directory_that_others_can_write(
+        self, btw: Btw, config: Path, src: Path, dst: Path, tmp_path: Path, steps: int
+    ) -> None:
+        shared = tmp_path / "shared"
+        shared.mkdir()
+        target = shared / "link.py"
+        if steps == 1:
+            config.rename(target)
+        else:
+            config.rename(tmp_path / "good.py")
+            target.symlink_to(tmp_path / "good.py")
+        config.symlink_to(target)
+        shared.chmod(0o777)
+        self.check_refused(btw("fs", src, dst), tmp_path, shared)
+
+    def test_link_to_a_file_of_ours(
+        self, btw: Btw, config: Path, src: Path, dst: Path, tmp_path: Path
+    ) -> None:
+        config.rename(tmp_path / "ours.py")
+        config.symlink_to("../../ours.py")
+        assert btw("fs", src, dst).status == 0 and (tmp_path / "executed").exists()
+
+    def test_configuration_directory_behind_a_link(
+        self, btw: Btw, config_dir: Path, src: Path, dst: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "shared").mkdir()
+        config_dir.rename(tmp_path / "shared" / "config")
+        config_dir.symlink_to("shared/config")
+        assert btw("fs", src, dst).status == 0
+        (tmp_path / "executed").unlink()
+        (tmp_path / "shared").chmod(0o777)
+        self.check_refused(btw("fs", src, dst), tmp_path, tmp_path / "shared")
+
+    @pytest.mark.parametrize("kind", ["fifo", "directory", "dangling", "loop"])
+    def test_no_regular_file(
+        self, btw: Btw, config: Path, src: Path, dst: Path, tmp_path: Path, kind: str
+    ) -> None:
+        config.unlink()
+        if kind == "fifo":
+            os.mkfifo(config)
+        elif kind == "directory":
+            config.mkdir()
+        else:
+            config.symlink_to("nowhere" if kind == "dangling" else config)
+        self.check_refused(btw("fs", src, dst), tmp_path, config)
+
+    def test_database_file(self, btw: Btw, config: Path, config_dir: Path, dst: Path, tmp_path: Path) -> None:
+        for name in ("shop.py", "global.py"):
+            config.rename(config_dir / name)
+            (config_dir / name).chmod(0o666)
+            self.check_refused(
+                btw("db", *(["shop"] if name == "shop.py" else ["-g"]), dst), tmp_path, config_dir / name
+            )
+            (config_dir / name).rename(config)
+
+
+START = datetime(2026, 11, 22, 22, 16, 17, tzinfo=UTC)
+DAY = timedelta(days=1)
+
+
+def chain_of(*hours: int) -> Backup:
+    """A chain with points at these hours after START."""
+    return Backup("2026-11-22T22:16:17", True, tuple(Point(START + timedelta(hours=h), "") for h in hours))
+
+
+@pytest.mark.parametrize(
+    ("chain", "after", "limits", "due"),
+    [
+        (None, timedelta(0), Limits(10, DAY), True),
+        (chain_of(0), timedelta(hours=1), Limits(10, DAY), False),
+        (chain_of(0), timedelta(hours=1), Limits(0, DAY), True),
+        (chain_of(0), timedelta(hours=1), Limits(1, DAY), False),
+        (chain_of(0, 1), timedelta(hours=2), Limits(1, DAY), True),
+        (chain_of(0, 1), timedelta(hours=2), Limits(2, DAY), False),
+        (chain_of(*range(11)), timedelta(hours=11), Limits(10, DAY), True),
+        (chain_of(*range(10)), timedelta(hours=11), Limits(10, DAY), False),
+        (chain_of(0), DAY, Limits(10, DAY), False),
+        (chain_of(0), DAY + timedelta(seconds=1), Limits(10, DAY), True),
+        (chain_of(0, 23), DAY + timedelta(seconds=1), Limits(10, DAY), True),
+        (chain_of(0), timedelta(seconds=1), Limits(10, timedelta(0)), True),
+    ],
+)
+def test_full_backup_due(chain: Backup | None, after: timedelta, limits: Limits, due: bool) -> None:
+    assert full_backup_due(chain, START + after, limits) is due
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("text", "owner"),
+    [
+        ("0", (0, -1)),
+        ("12345", (12345, -1)),
+        ("12345:54321", (12345, 54321)),
+        (":54321", (-1, 54321)),
+        ("root", (0, -1)),
+        ("root:", (0, 0)),
+        ("0:", (0, 0)),
+        (":daemon", (-1, 1)),
+        ("nobody:daemon", (65534, 1)),
+        ("12345:daemon", (12345, 1)),
+    ],
+)
+def test_parse_owner(text: str, owner: tuple[int, int]) -> None:
+    assert parse_owner(text) == owner
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ":", "no-such-user", "no-such-user:0", "0:no-such-group", ":no-such-group", "12345:", "-1", "0:-1"]
+    + ["4294967295", "4294967296", "1.5", "0:0:0", " 0", "\u0661", "root\n"],
+)
+def test_parse_owner_refuses(text: str) -> None:
+    with pytest.raises(Error):
+        parse_owner(text)
+
+
+class TestTarCommand:
+    def test_directory(self) -> None:
+        argv = tar_command(Source("/srv", "", (), (), False))
+        assert argv[0] == "tar" and argv[-1] == "."
+        assert {
+            "--create",
+            "--format=posix",
+            "--sort=name",
+            "--acls",
+            "--xattrs",
+            "--xattrs-include=*",
+        } < set(argv)
+        assert "--exclude-tag=NOBACKUP-TAG" in argv and "--one-file-system" not in argv
+        assert not [argument for argument in argv if argument.startswith("--exclude=")]
+
+    def test_single_file(self) -> None:
+        assert tar_command(Source("/srv", "-x", (), (), False))[-1] == "./-x"
+
+    def test_one_file_system(self) -> None:
+        assert "--one-file-system" in tar_command(Source("/srv", "", (), (), True))
+
+    def test_what_is_left_out_is_literal_and_what_is_excluded_is_a_pattern(self) -> None:
+        argv = tar_command(Source("/srv", "", ("a*b", "c"), ("*.o",), False))
+        ordered = ["--anchored", "--no-wildcards", "--exclude=./a*b", "--exclude=./c"]
+        ordered += ["--no-anchored", "--wildcards", "--exclude=*.o"]
+        assert [argument for argument in argv if argument in ordered] == ordered
+
+
+A, B, C = "2026-11-22T22:16:17Z", "2026-11-22T18:16:17-05:00", "2026-11-23T09:16:17+09:00"
+
+
+@pytest.mark.parametrize(
+    ("names", "state"),
+    [
+        ([], ((), False)),
+        ([f"increments.{A}.dir"], ((), False)),
+        ([f"current_mirror.{A}.data"], ((A,), False)),
+        ([f"current_mirror.{B}.data", f"increments.{A}.dir"], ((A, B), False)),
+        ([f"current_mirror.{C}.data", f"increments.{B}.dir", f"increments.{A}.dir"], ((A, B, C), False)),
+        ([f"current_mirror.{A}.data", f"current_mirror.{B}.data"], ((A,), True)),
+        ([f"current_mirror.{B}.data", f"current_mirror.{C}.data", f"increments.{A}.dir"], ((A, B), True)),
+        ([f"current_mirror.{A}.data", f"current_mirror.{B}.data", f"increments.{A}.dir"], ((A,), True)),
+        (
+            ["current_mirror.snapshot", f"current_mirror.{A}.data.tmp", "backup.log", "increments"],
+            ((), False),
+        ),
+        ([f"current_mirror.{A}.data", f"mirror_metadata.{B}.snapshot.gz", "chars_to_quote"], ((A,), False)),
+    ],
+)
+def test_read_state(names: list[str], state: Any) -> None:
+    assert read_state(names) == state
+    assert read_state(names[::-1]) == state
