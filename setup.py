@@ -18,7 +18,7 @@ setup(
     license="MPL-2.0",
     packages=["btw_backup"],
     python_requires=">=3.11",
-    install_requires=["pytimeparse>=1.1.8"],
+    install_requires=["pytimeparse>=1.1.8", "tqdm>=4.64"],
     extras_require={
         "test": [
             "hypothesis",
@@ -26,7 +26,7 @@ setup(
             "pytest",
             "pytest-xdist",
         ],
-        "lint": ["mypy", "ruff"],
+        "lint": ["mypy", "ruff", "types-tqdm"],
     },
     entry_points={"console_scripts": ["btw-backup = btw_backup.cli:main"]},
     classifiers=[

@@ -1,25 +1,18 @@
-"""Configuration files: Python that is executed, and checked options that come of it.
+"""Configuration files: the options that they may set, checked and converted once."""
 
-A configuration file is code that root runs, so a file that somebody else could have written is
-refused before a line of it is executed.
-"""
-
-import ast
 import os
-import re
-import stat
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 from .backups import Limits
-from .errors import Error, naming
-from .files import closing
+from .errors import Error
+from .hooks import Hook, Hooks
 from .postgres import Server
 from .process import Account
 from .spans import parse_span
+from .trusted import execute, read_trusted
 
 TYPES = ("rdiff", "tar")
 COMPRESSIONS = ("bzip2", "zstd", "gzip", "xz", "none")
@@ -35,6 +28,7 @@ class FsOptions:
     one_file_system: bool
     compression: str
     quick_check: bool
+    hooks: Hooks
 
 
 @dataclass(frozen=True)
@@ -43,6 +37,7 @@ class DbOptions:
 
     limits: Limits
     server: Server
+    hooks: Hooks
 
 
 def _one_of(choices: tuple[str, ...]) -> Callable[[Any], str]:
@@ -99,6 +94,14 @@ def _account(value: Any) -> Account | None:
         raise ValueError(f"there is no user {value!r} on this system") from error
 
 
+def _hook(value: Any) -> tuple[Hook, ...]:
+    if callable(value):
+        return (value,)
+    if not isinstance(value, (list, tuple)) or not all(isinstance(word, str) for word in value):
+        raise ValueError(f"must be a command line, a list of strings, or a function, not {value!r}")
+    return (tuple(value),) if value else ()
+
+
 class Option(NamedTuple):
     """One name that a configuration file may set."""
 
@@ -122,6 +125,12 @@ _CHAINS = (
         "The longest time between two full backups, such as '24h' or '7d' (rdiff).",
     ),
 )
+_HOOKS = (
+    Option("BEFORE", _hook, [], "What is run before: a command line (a list) or a function of one argument."),
+    Option("AFTER", _hook, [], "What is run after, whatever became of the backup."),
+    Option("ON_FAILURE", _hook, [], "What is run when the backup failed."),
+)
+GENERAL_OPTIONS = _HOOKS
 FS_OPTIONS = (
     Option("TYPE", _one_of(TYPES), None, "What is made: 'rdiff' (chains of incrementals) or 'tar'."),
     *_CHAINS,
@@ -139,16 +148,24 @@ FS_OPTIONS = (
         True,
         "Whether files with unchanged inodes are taken for unchanged without reading them.",
     ),
+    *_HOOKS,
 )
 DB_OPTIONS = (
     *_CHAINS,
     Option("CONNECTION", _connection, None, "A libpq connection string, without a dbname."),
     Option("RUN_AS", _account, None, "The system's user that runs the PostgreSQL programs."),
+    *_HOOKS,
 )
 
 
-def load_fs(path: str) -> FsOptions:
+def load_general(config_dir: str) -> Hooks:
+    """What the general ``config.py`` sets for all backups. Raises Error with every fault in it."""
+    return _hooks(_load(os.path.join(config_dir, "config.py"), GENERAL_OPTIONS))
+
+
+def load_fs(config_dir: str, path: str) -> FsOptions:
     """The options in a working directory's ``config.py``. Raises Error with every fault in it."""
+    general = load_general(config_dir)
     values = _load(path, FS_OPTIONS, required=("TYPE",))
     return FsOptions(
         type=values["TYPE"],
@@ -157,13 +174,16 @@ def load_fs(path: str) -> FsOptions:
         one_file_system=values["ONE_FILE_SYSTEM"],
         compression=values["COMPRESSION"],
         quick_check=values["QUICK_CHECK"],
+        hooks=_hooks(values).within(general),
     )
 
 
 def load_db(config_dir: str, name: str | None) -> DbOptions:
     """The options for a database, or with None for the globals. Raises Error with every fault."""
+    general = load_general(config_dir)
     values = _load(_db_file(config_dir, name), DB_OPTIONS)
-    return DbOptions(_limits(values), Server(values["CONNECTION"], values["RUN_AS"]))
+    server = Server(values["CONNECTION"], values["RUN_AS"])
+    return DbOptions(_limits(values), server, _hooks(values).within(general))
 
 
 def check_database_name(name: str) -> None:
@@ -181,6 +201,10 @@ def default_text(type_: str) -> str:
         assignment = f"TYPE = {type_!r}" if option.name == "TYPE" else f"# {option.name} = {option.default!r}"
         parts.append(f"# {option.about}\n{assignment}\n")
     return "\n".join(parts).replace("'", '"')
+
+
+def _hooks(values: Mapping[str, Any]) -> Hooks:
+    return Hooks(values["BEFORE"], values["AFTER"], values["ON_FAILURE"])
 
 
 def _limits(values: Mapping[str, Any]) -> Limits:
@@ -203,10 +227,10 @@ def _db_file(config_dir: str, name: str | None) -> str:
 def _load(path: str, options: tuple[Option, ...], required: tuple[str, ...] = ()) -> dict[str, Any]:
     """Each option's checked value; defaults where there is no file. Raises Error with every fault."""
     values = {o.name: None if o.default is None else o.convert(o.default) for o in options}
-    text = _read_trusted(path)
+    text = read_trusted(path)
     if text is None and not required:
         return values
-    found, lines = _execute(text or b"", path)
+    found, lines = execute(text or b"", path)
     known = {option.name: option for option in options}
     faults = [(1, f"{name} is not set: {known[name].about}") for name in required if name not in found]
     for name, value in found.items():
@@ -227,69 +251,3 @@ def _nearest(name: str, known: Mapping[str, Option]) -> str:
 
     near = difflib.get_close_matches(name, known, n=1)
     return f": did you mean {near[0]}?" if near else ""
-
-
-def _execute(text: bytes, path: str) -> tuple[dict[str, Any], dict[str, int]]:
-    """Run the file. Returns its names in upper case with their values, and their lines."""
-    scope: dict[str, Any] = {"__file__": path, "__name__": "config"}
-    try:
-        tree = ast.parse(text, path)
-        exec(compile(tree, path, "exec"), scope)
-    except SyntaxError as error:
-        raise Error(f"{path}:{error.lineno or 1}: {error.msg}") from error
-    except (Exception, SystemExit) as error:
-        places = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
-        line = places[-1].lineno if places else 1
-        raise Error(f"{path}:{line}: {type(error).__name__}: {error}") from error
-    lines = {
-        node.id: node.lineno
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-    }
-    options = {name: value for name, value in scope.items() if re.fullmatch(r"[A-Z][A-Z0-9_]*", name)}
-    return options, lines
-
-
-def _read_trusted(path: str) -> bytes | None:
-    """The file's content, None where there is no file. Raises Error where others could write it."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        if os.path.islink(path):
-            raise Error(f"{path}: a symbolic link to a file that does not exist") from None
-        return None
-    except OSError as error:
-        raise Error(f"{path}: {error.strerror}") from error
-    with naming(path), closing(fd):
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise Error(f"{path}: not a regular file")
-        _check_trust(path, found)
-        own = os.path.dirname(os.path.abspath(path))
-        for directory in _passed(os.path.abspath(path)):
-            _check_trust(directory, os.stat(directory), in_own=directory == own)
-        with open(fd, "rb", closefd=False) as file:
-            return file.read()
-
-
-def _passed(path: str) -> Iterator[str]:
-    """Every directory that the system passes on the way to a file, also by symbolic links."""
-    current = "/"
-    waiting = path.split("/")[::-1]
-    while waiting:
-        yield current
-        step = os.path.normpath(os.path.join(current, waiting.pop()))
-        if os.path.islink(step):
-            target = os.readlink(step)
-            waiting += target.split("/")[::-1]
-            current = "/" if target.startswith("/") else current
-        else:
-            current = step
-
-
-def _check_trust(path: str, found: os.stat_result, *, in_own: bool = True) -> None:
-    if found.st_uid not in (0, os.geteuid()):
-        raise Error(f"{path}: refused, because it belongs to user {found.st_uid}: chown it to yourself")
-    # In a sticky directory, such as /tmp, nobody can replace what is ours (inode(7)).
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and (in_own or not found.st_mode & stat.S_ISVTX):
-        raise Error(f"{path}: refused, because others can write it: use chmod go-w")

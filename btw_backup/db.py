@@ -3,8 +3,9 @@
 import argparse
 import os
 import time
+from collections.abc import Callable
 
-from . import postgres
+from . import hooks, postgres
 from .arguments import add_destination, add_owner, add_wait
 from .backups import DUMP, GLOBALS, summary
 from .config import DbOptions, check_database_name, load_db
@@ -37,11 +38,21 @@ def run(args: argparse.Namespace) -> int:
         check_database_name(args.db)
     options = load_db(args.config_dir, args.db)
     mirror = GLOBALS if args.globals else args.db + DUMP
-    with working_on(args.dst, args.messages.warning, args.owner, args.wait) as destination:
+    warn = args.messages.warning
+    described = hooks.Run("db", args.db or "", os.path.abspath(args.dst))
+    with (
+        hooks.on_failure(options.hooks, described, warn),
+        working_on(args.dst, warn, args.owner, args.wait) as destination,
+    ):
         destination.check_series(mirror)
         at = destination.next_time()
-        with destination.stage() as stage, create(mirror, stage) as dumped:
-            _dump(args.db, options, dumped, destination)
+        with (
+            hooks.around(options.hooks, described, warn),
+            destination.stage() as stage,
+            create(mirror, stage) as dumped,
+        ):
+            with args.messages.progress(_size_before(destination, mirror)) as advance:
+                _dump(args.db, options, dumped, destination, advance)
             size = os.fstat(dumped).st_size
             if _unchanged(destination, mirror, dumped):
                 destination.note_unchanged(at, options.limits)
@@ -52,13 +63,28 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _dump(database: str | None, options: DbOptions, output: int, destination: Destination) -> None:
+def _size_before(destination: Destination, mirror: str) -> int | None:
+    """The size of the previous dump in bytes, if there is one."""
+    latest = destination.latest_chain()
+    if latest is None:
+        return None
+    with destination.opened(latest, mirror) as previous:
+        return os.fstat(previous).st_size
+
+
+def _dump(
+    database: str | None,
+    options: DbOptions,
+    output: int,
+    destination: Destination,
+    advance: Callable[[int], None],
+) -> None:
     if database is None:
         with destination.prepared() as plain:
             postgres.dump_globals(options.server, plain)
             postgres.compress_globals(plain, output)
         return
-    postgres.dump(database, options.server, output)
+    postgres.dump(database, options.server, output, advance)
     dumped = postgres.dumped_database(output)
     if dumped not in (database, None):
         raise Error(f"CONNECTION leads to the database {dumped} instead of {database}: leave out its dbname")

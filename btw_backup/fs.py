@@ -1,19 +1,21 @@
 """``btw-backup fs``: backs up a filesystem hierarchy."""
 
 import argparse
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import NamedTuple
 
-from . import fingerprint, tarball, workdir
+from . import fingerprint, hooks, tarball, workdir
 from .arguments import add_destination, add_owner, add_wait
 from .backups import ARCHIVE, ENDING_OF, Stored, summary
 from .config import FsOptions, load_fs
 from .destination import Destination, Record, working_on
 from .errors import INCOMPLETE, Error
 from .files import create, same_content, write_all
+from .messages import Messages
 from .spans import format_moment
 
 
@@ -30,37 +32,69 @@ def run(args: argparse.Namespace) -> int:
     work = workdir.find(args.config_dir, path)
     if work is None:
         raise Error(f"no working directory for: {args.src}")
-    options = load_fs(work.config_file)
-    with working_on(args.dst, args.messages.warning, args.owner, args.wait) as destination:
+    options = load_fs(args.config_dir, work.config_file)
+    warn = args.messages.warning
+    described = hooks.Run("fs", path, os.path.abspath(args.dst))
+    with (
+        hooks.on_failure(options.hooks, described, warn),
+        working_on(args.dst, warn, args.owner, args.wait) as destination,
+    ):
         destination.check_series(ARCHIVE)
         at = destination.next_time()
         source = tarball.examine_source(path, [args.dst, work.path], options.exclude, options.one_file_system)
-        mark = fingerprint.take(source) if options.quick_check else None
-        with _newest(destination, options.type) as newest:
-            if mark is not None and newest is not None and newest.known.fingerprint == mark.digest:
-                _note_unchanged(destination, options, at)
-                args.messages.closing(summary(None, 0, time.monotonic() - started))
-                return 0
-            with tarball.archiving(source, digested=options.type == "tar") as archive:
-                stored = _store(destination, archive, newest, at, options, work)
-        if archive.result.status == 1:
-            for line in archive.result.said.splitlines():
-                destination.note(f"{format_moment(at)}: {line}")
-        settled = mark is not None and mark.settled and archive.result.status == 0
-        _record(destination, options.type, Record(mark.digest if mark and settled else "-", archive.digest()))
-    args.messages.closing(summary(stored, archive.size, time.monotonic() - started))
-    if archive.result.status == 2:
-        args.messages.said(archive.result.said)
-        return INCOMPLETE
-    return 0
+        with hooks.around(options.hooks, described, warn):
+            done = _back_up(destination, source, at, options, work, args.messages)
+    args.messages.closing(summary(done.stored, done.size, time.monotonic() - started))
+    args.messages.said(done.unreadable)
+    return INCOMPLETE if done.unreadable else 0
+
+
+class _Done(NamedTuple):
+    """What was stored, None if nothing; the archive's size in bytes; what tar could not read."""
+
+    stored: Stored | None
+    size: int
+    unreadable: str
+
+
+def _back_up(
+    destination: Destination,
+    source: tarball.Source,
+    at: datetime,
+    options: FsOptions,
+    work: workdir.Workdir,
+    messages: Messages,
+) -> _Done:
+    """Back up the source, where it has changed."""
+    mark = fingerprint.take(source) if options.quick_check else None
+    with _newest(destination, options.type) as newest:
+        if mark is not None and newest is not None and newest.known.fingerprint == mark.digest:
+            _note_unchanged(destination, options, at)
+            return _Done(None, 0, "")
+        expected = None if newest is None else newest.size
+        with (
+            messages.progress(expected) as advance,
+            tarball.archiving(source, digested=options.type == "tar", advance=advance) as archive,
+        ):
+            stored = _store(destination, archive, newest, at, options, work)
+    if archive.result.status == 1:
+        for line in archive.result.said.splitlines():
+            destination.note(f"{format_moment(at)}: {line}")
+    settled = mark is not None and mark.settled and archive.result.status == 0
+    _record(destination, options.type, Record(mark.digest if mark and settled else "-", archive.digest()))
+    return _Done(stored, archive.size, archive.result.said if archive.result.status == 2 else "")
 
 
 class _Newest(NamedTuple):
-    """The newest backup: its open tarfile, how that is compressed, and what was recorded of it."""
+    """The newest backup: its open tarfile, how that is compressed, and what was recorded of it.
+
+    ``size``: of the archive in bytes, None where it is not known.
+    """
 
     file: int
     compression: str
     known: Record
+    size: int | None
 
 
 @contextmanager
@@ -71,7 +105,8 @@ def _newest(destination: Destination, type_: str) -> Iterator[_Newest | None]:
         yield None
         return
     with destination.opened(newest, ARCHIVE) as file:
-        yield _Newest(file, newest.compression, destination.recorded(file) or Record("-", "-"))
+        size = os.fstat(file).st_size if newest.compression == "none" else None
+        yield _Newest(file, newest.compression, destination.recorded(file) or Record("-", "-"), size)
 
 
 def _record(destination: Destination, type_: str, record: Record) -> None:

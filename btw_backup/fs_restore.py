@@ -31,7 +31,8 @@ def run(args: argparse.Namespace) -> int:
         with reading.opened(destination, chosen) as content:
             if chosen.backup.is_chain and content.name != ARCHIVE:
                 raise Error(f"{args.dst} holds backups of a database: use db-restore")
-            missing = _restore(content, args.target, list(members))
+            with args.messages.progress(content.size()) as content.advance:
+                missing = _restore(content, args.target, list(members))
     for member in missing:
         args.messages.error(f"{members[member]} is not in the backup {chosen.backup.name}")
     args.messages.closing(f"restored {format_moment(chosen.point.time)} into {args.target}")

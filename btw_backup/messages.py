@@ -1,6 +1,13 @@
 """What the program says: errors and warnings, and the closing line of a backup."""
 
+import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 # A newline or an escape sequence in a file name must not forge or hide a line.
 _CONTROL = {code: f"\\x{code:02x}" for code in [*range(0x20), *range(0x7F, 0xA0)] if code != 0x09}
@@ -26,7 +33,9 @@ class Messages:
 
     def __init__(self, prog: str, *, verbose: bool = False, quiet: bool = False) -> None:
         self.prog = prog
-        self._closing = verbose or (sys.stderr.isatty() and not quiet)
+        terminal = sys.stderr.isatty() and not quiet
+        self._closing = verbose or terminal
+        self._bar = terminal and os.environ.get("TERM", "dumb") != "dumb"
         self._quiet = quiet
 
     def error(self, text: str) -> None:
@@ -47,3 +56,24 @@ class Messages:
         """Say what was made: on a terminal, or with -v."""
         if self._closing:
             self.error(text)
+
+    @contextmanager
+    def progress(self, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        """A bar on a terminal that can show one; the result is called with each number of bytes done.
+
+        ``total``: how many bytes are expected, None where nobody knows.
+        """
+        if not self._bar:
+            yield lambda count: None
+            return
+        from tqdm import tqdm  # only a terminal is worth the time that this takes
+
+        with tqdm(total=total, unit="B", unit_scale=True, leave=False, delay=0.5, file=sys.stderr) as bar:
+            yield lambda count: _advance(bar, count)
+
+
+def _advance(bar: "tqdm[Any]", count: int) -> None:
+    """Move on; an estimate that has been passed is none."""
+    if bar.total is not None and bar.n + count > bar.total:
+        bar.total = None
+    bar.update(count)

@@ -4,7 +4,7 @@ import bz2
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import zip_longest
 from typing import IO, Any, NamedTuple
@@ -42,12 +42,22 @@ class Server(NamedTuple):
     run_as: process.Account | None
 
 
-def dump(database: str, server: Server, output: int) -> None:
+def dump(database: str, server: Server, output: int, advance: Callable[[int], None]) -> None:
     """Write the database in custom format to a regular file, in which pg_dump can seek.
 
-    Raises Error, with what pg_dump said, where it fails.
+    ``advance`` is told of each number of bytes written. Raises Error, with what pg_dump said, where
+    it fails.
     """
-    _run(["pg_dump", "--format=custom"], server, {"PGDATABASE": database}, stdout=output).check()
+    told = 0
+
+    def tell() -> None:
+        nonlocal told
+        written = os.fstat(output).st_size
+        advance(written - told)
+        told = written
+
+    settings = {"stdout": output, "meanwhile": tell}
+    _run(["pg_dump", "--format=custom"], server, {"PGDATABASE": database}, **settings).check()
 
 
 def dump_globals(server: Server, output: int) -> None:

@@ -149,8 +149,12 @@ class Program:
         """Its standard input, where PIPE was asked for."""
         return cast(IO[bytes], self._process.stdin)
 
-    def wait(self) -> Result:
-        """Wait for its end."""
+    def wait(self, meanwhile: Callable[[], None] | None = None) -> Result:
+        """Wait for its end; ``meanwhile`` is called several times a second."""
+        while meanwhile is not None and self._process.poll() is None:
+            meanwhile()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.2)
         status = self._process.wait()
         with open(os.dup(self._stderr), "rb") as stderr:
             stderr.seek(0)
@@ -179,7 +183,7 @@ class Program:
 PIPE = subprocess.PIPE
 
 
-def run(argv: Sequence[str], **settings: Any) -> Result:
+def run(argv: Sequence[str], *, meanwhile: Callable[[], None] | None = None, **settings: Any) -> Result:
     """Run a program to its end, with the settings of Program. The caller checks the result."""
     with Program(argv, **settings) as program:
-        return program.wait()
+        return program.wait(meanwhile)

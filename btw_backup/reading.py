@@ -1,6 +1,7 @@
 """Getting at what a point holds: choosing it, opening it, and checking it while it is read."""
 
 import hashlib
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -68,10 +69,15 @@ class Content:
     """
 
     def __init__(self, name: str, file: int, compression: str, digest: str | None) -> None:
+        self.advance: Callable[[int], None] = lambda count: None  # told of each number of bytes read
         self.name = name
         self.file = file
         self.compression = compression
         self.digest = digest
+
+    def size(self) -> int | None:
+        """How much ``pump`` will read, in bytes; None where nobody knows before."""
+        return os.fstat(self.file).st_size if self.compression == "none" else None
 
     def database(self) -> str | None:
         """The name of the database that the file is a dump of."""
@@ -89,6 +95,7 @@ class Content:
                 if self.digest is not None:
                     hasher.update(block)
                 write(block)
+                self.advance(len(block))
             if not stream.sound():
                 raise Error(f"{self.name} is damaged", said=stream.said())
         if self.digest not in (None, hasher.hexdigest()):

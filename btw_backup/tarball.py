@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
 from typing import IO, NamedTuple
@@ -90,8 +90,9 @@ def tar_command(source: Source) -> list[str]:
 class Archive:
     """A running tar whose stream is read block by block. Made by ``archiving``."""
 
-    def __init__(self, program: process.Program, digested: bool) -> None:
+    def __init__(self, program: process.Program, digested: bool, advance: Callable[[int], None]) -> None:
         self._program = program
+        self._advance = advance
         self._tail = b""
         self._hash = hashlib.sha256() if digested else None
         self.size = 0  # bytes read so far
@@ -102,6 +103,7 @@ class Archive:
         read = self._program.stdout.read
         while block := read(BLOCK):
             self.size += len(block)
+            self._advance(len(block))
             if self._hash is not None:
                 self._hash.update(block)
             self._tail = (self._tail + block)[-len(_END) :] if len(block) < len(_END) else block[-len(_END) :]
@@ -123,13 +125,16 @@ class Archive:
 
 
 @contextmanager
-def archiving(source: Source, *, digested: bool) -> Iterator[Archive]:
-    """Run tar over the source; ``digested``: what is read is hashed."""
+def archiving(source: Source, *, digested: bool, advance: Callable[[int], None]) -> Iterator[Archive]:
+    """Run tar over the source.
+
+    ``digested``: what is read is hashed; ``advance`` is called with the size of each block.
+    """
     fd = os.open(source.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with process.Program(tar_command(source), stdout=process.PIPE, cwd=fd) as program:
             _widen(program.stdout)
-            yield Archive(program, digested)
+            yield Archive(program, digested, advance)
     finally:
         os.close(fd)
 

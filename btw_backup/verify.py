@@ -36,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
             time = format_moment(chosen.point.time)
             try:
                 with reading.opened(destination, chosen) as content:
-                    _check(content)
+                    with args.messages.progress(content.size()) as content.advance:
+                        _check(content)
                     if args.restore_test and chosen == points[-1]:
                         _restore_test(content, args.config_dir)
             except Error as error:
