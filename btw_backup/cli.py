@@ -22,6 +22,7 @@ COMMANDS = {
     "db-restore": "restores a database or the database globals",
     "verify": "reads backups to their last byte and says which are damaged",
     "prune": "removes backups that a retention policy does not keep",
+    "check-config": "says everything that is wrong with the configuration",
 }
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

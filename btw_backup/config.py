@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 from .backups import Limits
 from .errors import Error
-from .hooks import Hook, Hooks
+from .hooks import NO_HOOKS, Hook, Hooks
 from .postgres import Server
 from .process import Account
 from .spans import parse_span
@@ -163,9 +164,8 @@ def load_general(config_dir: str) -> Hooks:
     return _hooks(_load(os.path.join(config_dir, "config.py"), GENERAL_OPTIONS))
 
 
-def load_fs(config_dir: str, path: str) -> FsOptions:
+def load_fs(path: str, general: Hooks = NO_HOOKS) -> FsOptions:
     """The options in a working directory's ``config.py``. Raises Error with every fault in it."""
-    general = load_general(config_dir)
     values = _load(path, FS_OPTIONS, required=("TYPE",))
     return FsOptions(
         type=values["TYPE"],
@@ -178,9 +178,8 @@ def load_fs(config_dir: str, path: str) -> FsOptions:
     )
 
 
-def load_db(config_dir: str, name: str | None) -> DbOptions:
+def load_db(config_dir: str, name: str | None, general: Hooks = NO_HOOKS) -> DbOptions:
     """The options for a database, or with None for the globals. Raises Error with every fault."""
-    general = load_general(config_dir)
     values = _load(_db_file(config_dir, name), DB_OPTIONS)
     server = Server(values["CONNECTION"], values["RUN_AS"])
     return DbOptions(_limits(values), server, _hooks(values).within(general))
@@ -201,6 +200,17 @@ def default_text(type_: str) -> str:
         assignment = f"TYPE = {type_!r}" if option.name == "TYPE" else f"# {option.name} = {option.default!r}"
         parts.append(f"# {option.about}\n{assignment}\n")
     return "\n".join(parts).replace("'", '"')
+
+
+def database_names(config_dir: str) -> list[str | None]:
+    """The databases that have a configuration file; None stands for the globals."""
+    names: set[str] = set()
+    for directory in (config_dir, os.path.join(config_dir, "db")):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            names |= {name[:-3] for name in os.listdir(directory) if name.endswith(".py")}
+            if directory == config_dir:
+                names.discard("config")
+    return [None if name == "global" else name for name in sorted(names)]
 
 
 def _hooks(values: Mapping[str, Any]) -> Hooks:

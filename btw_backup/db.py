@@ -8,7 +8,7 @@ from collections.abc import Callable
 from . import hooks, postgres
 from .arguments import add_destination, add_owner, add_wait
 from .backups import DUMP, GLOBALS, summary
-from .config import DbOptions, check_database_name, load_db
+from .config import DbOptions, check_database_name, load_db, load_general
 from .destination import Destination, working_on
 from .errors import Error, Usage
 from .files import create
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         raise Usage("either -g (--global) or a database name must be specified")
     if args.db is not None:
         check_database_name(args.db)
-    options = load_db(args.config_dir, args.db)
+    options = load_db(args.config_dir, args.db, load_general(args.config_dir))
     mirror = GLOBALS if args.globals else args.db + DUMP
     warn = args.messages.warning
     described = hooks.Run("db", args.db or "", os.path.abspath(args.dst))

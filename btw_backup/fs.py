@@ -11,7 +11,7 @@ from typing import NamedTuple
 from . import fingerprint, hooks, tarball, workdir
 from .arguments import add_destination, add_owner, add_wait
 from .backups import ARCHIVE, ENDING_OF, Stored, summary
-from .config import FsOptions, load_fs
+from .config import FsOptions, load_fs, load_general
 from .destination import Destination, Record, working_on
 from .errors import INCOMPLETE, Error
 from .files import create, same_content, write_all
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     work = workdir.find(args.config_dir, path)
     if work is None:
         raise Error(f"no working directory for: {args.src}")
-    options = load_fs(args.config_dir, work.config_file)
+    options = load_fs(work.config_file, load_general(args.config_dir))
     warn = args.messages.warning
     described = hooks.Run("fs", path, os.path.abspath(args.dst))
     with (

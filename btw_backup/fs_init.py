@@ -32,6 +32,6 @@ def run(args: argparse.Namespace) -> int:
             return 0
     if not args.if_missing:
         raise Error("there is already a directory for this path")
-    if (type_ := load_fs(args.config_dir, existing.config_file).type) != args.type:
+    if (type_ := load_fs(existing.config_file).type) != args.type:
         raise Error(f"there is already a directory for this path, of type {type_}: {existing.path}")
     return 0

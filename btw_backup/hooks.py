@@ -35,6 +35,9 @@ class Hooks(NamedTuple):
         return Hooks(outer.before + self.before, self.after + outer.after, self.on_failure + outer.on_failure)
 
 
+NO_HOOKS = Hooks()
+
+
 @contextmanager
 def around(hooks: Hooks, run: Run, warn: Callable[[str], None]) -> Iterator[None]:
     """Run BEFORE, and once it was begun, AFTER, whatever ends the block.

@@ -204,6 +204,11 @@ def holds_objects(database: str, server: Server) -> bool:
     return _query(database, server, _COUNT_OBJECTS, {}).check().printed.strip() != "0"
 
 
+def check_reachable(database: str | None, server: Server) -> None:
+    """Raise Error where a database, or with None the server, can't be reached."""
+    _query(database or _MAINTENANCE, server, "SELECT 1;", {}).check()
+
+
 def create_database(database: str, dump_file: int, server: Server) -> None:
     """Create a database with the encoding and locale of the dumped one. Raises Error where it exists."""
     os.lseek(dump_file, 0, os.SEEK_SET)

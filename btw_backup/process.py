@@ -73,6 +73,14 @@ def available(program: str) -> bool:
     return shutil.which(program) is not None
 
 
+def find(program: str) -> str:
+    """The program's path. Raises Error with the name of the package that brings it."""
+    path = shutil.which(program)
+    if path is None:
+        raise Error(f"{program} not found: install the package {_PACKAGES.get(program, program)}")
+    return path
+
+
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Our environment without what could change a program's results, in UTC and plain English."""
     kept = {name: value for name, value in os.environ.items() if name not in _MEDDLING}
@@ -108,10 +116,7 @@ class Program:
     ) -> None:
         """Start it. ``cwd`` is a directory's descriptor, otherwise ``/``."""
         self.name = argv[0]
-        path = shutil.which(self.name)
-        if path is None:
-            package = _PACKAGES.get(self.name, self.name)
-            raise Error(f"{self.name} not found: install the package {package}")
+        path = find(self.name)
         # A file in memory, so that a full disk can't swallow the reason for a failure.
         self._stderr = os.memfd_create(f"{self.name}-stderr")
         as_user: dict[str, Any] = {}
@@ -187,3 +192,11 @@ def run(argv: Sequence[str], *, meanwhile: Callable[[], None] | None = None, **s
     """Run a program to its end, with the settings of Program. The caller checks the result."""
     with Program(argv, **settings) as program:
         return program.wait(meanwhile)
+
+
+def output(argv: Sequence[str]) -> str:
+    """What a program prints on its standard output. Raises Error where it fails."""
+    with Program(argv, stdout=PIPE) as program:
+        text = program.stdout.read().decode(errors="replace")
+        program.wait().check()
+    return text

@@ -40,13 +40,14 @@ def normalize(source: str) -> str:
 
 def find(config_dir: str, source: str) -> Workdir | None:
     """The working directory for the normalized source, None if there is none."""
-    for candidate in _all(config_dir):
+    for candidate in all_in(config_dir):
         if candidate.source == source:
             return candidate
     return None
 
 
-def _all(config_dir: str) -> Iterator[Workdir]:
+def all_in(config_dir: str) -> Iterator[Workdir]:
+    """Every working directory. Raises Error where the configuration directory can't be read."""
     try:
         names = sorted(os.listdir(config_dir))
     except FileNotFoundError:

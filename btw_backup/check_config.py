@@ -1,0 +1,87 @@
+"""``btw-backup check-config``: says everything that is wrong with the configuration."""
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from . import postgres, process, tarball, workdir
+from .config import FsOptions, check_database_name, database_names, load_db, load_fs, load_general
+from .errors import FAILED, Error
+
+# --sort came with tar 1.28, the command line that is used with rdiff-backup 2.2.
+_OLDEST = {"tar": (1, 28), "rdiff-backup": (2, 2)}
+_POSTGRES = ("pg_dump", "pg_dumpall", "pg_restore", "psql")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """It has none of its own."""
+
+
+def run(args: argparse.Namespace) -> int:
+    faults: list[str] = []
+    checked = 0
+    for check in _checks(args.config_dir):
+        checked += 1
+        try:
+            check()
+        except Error as error:
+            faults += [*error.said.strip().splitlines()[:1], *error.lines]
+    for fault in dict.fromkeys(faults):
+        args.messages.error(fault)
+    args.messages.closing(f"{checked} checks, {len(faults)} faults")
+    return FAILED if faults else 0
+
+
+def _checks(config_dir: str) -> Iterator[Callable[[], object]]:
+    """Everything that is looked at, each raising Error where something is wrong."""
+    if not os.path.isdir(config_dir):
+        raise Error(f"the configuration directory does not exist: {config_dir}")
+    for program, oldest in _OLDEST.items():
+        yield partial(_check_version, program, oldest)
+    yield partial(load_general, config_dir)
+    for work in workdir.all_in(config_dir):
+        yield partial(_check_workdir, work)
+    names = database_names(config_dir)
+    if names:
+        yield from (partial(process.find, program) for program in _POSTGRES)
+    for name in names:
+        yield partial(_check_database, config_dir, name)
+
+
+def _check_version(program: str, oldest: tuple[int, int]) -> None:
+    said = process.output([program, "--version"])
+    found = re.search(r"(\d+)\.(\d+)", said.partition("\n")[0])
+    if found is None or (int(found[1]), int(found[2])) < oldest:
+        needed = ".".join(map(str, oldest))
+        raise Error(f"{program} {found[0] if found else 'of unknown version'} is too old: {needed} is needed")
+
+
+def _check_workdir(work: workdir.Workdir) -> None:
+    faults = []
+    try:
+        options: FsOptions | None = load_fs(work.config_file)
+    except Error as error:
+        options, faults = None, list(error.lines)
+    if not os.path.exists(work.source):
+        faults.append(f"{work.path}: the source does not exist: {work.source}")
+    if options is not None and options.type == "tar":
+        try:
+            process.find(tarball.compressor(options.compression)[0])
+        except Error as error:
+            faults += error.lines
+    if faults:
+        raise Error(*faults)
+
+
+def _check_database(config_dir: str, name: str | None) -> None:
+    if name is not None:
+        check_database_name(name)
+    server = load_db(config_dir, name).server
+    try:
+        postgres.check_reachable(name, server)
+    except Error as error:
+        what = "the server" if name is None else f"the database {name}"
+        said = error.said.strip().splitlines()
+        raise Error(f"{what} cannot be reached: {said[0] if said else error}") from error
