@@ -14,6 +14,8 @@ from .errors import FAILED, Error
 _OLDEST = {"tar": (1, 28), "rdiff-backup": (2, 2)}
 _POSTGRES = ("pg_dump", "pg_dumpall", "pg_restore", "psql")
 
+EXAMPLE = "btw-backup check-config"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """It has none of its own."""

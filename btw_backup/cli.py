@@ -49,6 +49,7 @@ def build_parser(prog: str, commands: Sequence[str] = tuple(COMMANDS)) -> argpar
         if command in commands:
             module = importlib.import_module("." + command.replace("-", "_"), __package__)
             module.add_arguments(subparser)
+            subparser.epilog = f"example: {module.EXAMPLE}"
             subparser.set_defaults(run=module.run)
     return parser
 

@@ -13,6 +13,8 @@ from .destination import Destination, working_on
 from .errors import Error, Usage
 from .files import create
 
+EXAMPLE = "btw-backup db shop /var/backups/shop"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(

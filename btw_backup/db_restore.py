@@ -13,6 +13,8 @@ from .errors import Error, Usage, naming
 from .files import closing, write_all
 from .spans import format_moment
 
+EXAMPLE = "btw-backup db-restore --create /var/backups/shop shop_restored"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_at(parser)

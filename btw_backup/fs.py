@@ -18,6 +18,8 @@ from .files import create, same_content, write_all
 from .messages import Messages
 from .spans import format_moment
 
+EXAMPLE = "btw-backup fs -u backup: /etc /var/backups/etc"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_owner(parser)

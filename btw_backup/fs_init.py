@@ -7,6 +7,8 @@ from . import workdir
 from .config import TYPES, default_text, load_fs
 from .errors import Error
 
+EXAMPLE = "btw-backup fs-init --type rdiff /etc etc"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--type", choices=TYPES, required=True, help="the type of backup to make")

@@ -14,6 +14,8 @@ from .spans import format_moment
 # Stands in the target until all is restored and checked.
 INCOMPLETE = ".btw-backup-restore-incomplete"
 
+EXAMPLE = "btw-backup fs-restore --at 3d /var/backups/etc /root/etc-restored hosts"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_at(parser)

@@ -6,6 +6,8 @@ from .arguments import add_destination
 from .backups import listing, open_destination, scan
 from .files import closing
 
+EXAMPLE = "btw-backup list /var/backups/etc"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_destination(parser)

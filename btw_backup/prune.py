@@ -18,6 +18,8 @@ _COUNTS = {
     "yearly": "the same of years",
 }
 
+EXAMPLE = "btw-backup prune --dry-run --keep-daily 14 --keep-monthly 12 /var/backups/etc"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(

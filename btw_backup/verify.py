@@ -13,6 +13,8 @@ from .errors import FAILED, Error
 from .files import closing
 from .spans import format_moment
 
+EXAMPLE = "btw-backup -v verify /var/backups/etc"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()

@@ -1,0 +1,79 @@
+"""Everything that is wrong with the configuration, in one run."""
+
+from pathlib import Path
+
+import pytest
+
+from .conftest import Btw
+
+
+@pytest.fixture
+def config_dir(tmp_path: Path) -> Path:
+    path = tmp_path / "config"
+    path.mkdir(mode=0o700)
+    return path
+
+
+def test_all_is_well(btw: Btw, src: Path) -> None:
+    assert btw("fs-init", "--type", "tar", src, "name").status == 0
+    assert btw("check-config") == (0, "", "")
+    assert btw("-v", "check-config").err == "btw_backup: 4 checks, 0 faults\n"
+
+
+def test_every_fault_is_said_at_once(btw: Btw, config_dir: Path, src: Path) -> None:
+    (config_dir / "config.py").write_text("BEFORE = 3\n")
+    assert btw("fs-init", "--type", "tar", src, "name").status == 0
+    [workdir] = config_dir.glob("name.*")
+    (workdir / "config.py").write_text("TYPE = 'tar'\nCOMPRESION = 'zstd'\n")
+    (workdir / "src").unlink()
+    (workdir / "src").symlink_to("/no/such/source")
+    (config_dir / "shop.py").write_text("CONNECTION = 'host=/no/such/socket'\n")
+    (config_dir / "global.py").write_text("RUN_AS = 'no-such-user'\n")
+    (config_dir / "db").mkdir()
+    (config_dir / "db" / "old.py").write_text("x = 1\n")
+    (config_dir / "db" / "old.py").chmod(0o666)
+    result = btw("check-config")
+    said = result.err.splitlines()
+    assert (result.status, result.out) == (1, "")
+    for words in (
+        ("config.py:1: BEFORE must be",),
+        ("name.", "config.py:2: unknown option COMPRESION: did you mean COMPRESSION?"),
+        ("the source does not exist: /no/such/source",),
+        ("the database shop cannot be reached: ", "/no/such/socket"),
+        ("global.py:1: RUN_AS there is no user 'no-such-user'",),
+        ("db/old.py: refused, because others can write it",),
+    ):
+        assert [line for line in said if all(word in line for word in words)], (words, said)
+    assert len(said) == 6
+
+
+def test_missing_programs_are_named_with_their_packages(
+    btw: Btw, config_dir: Path, src: Path, tmp_path: Path
+) -> None:
+    assert btw("fs-init", "--type", "tar", src, "name").status == 0
+    (config_dir / "shop.py").touch()
+    (tmp_path / "empty").mkdir()
+    result = btw("check-config", env={"PATH": str(tmp_path / "empty")})
+    assert result.status == 1
+    for program, package in (
+        ("tar", "tar"),
+        ("rdiff-backup", "rdiff-backup"),
+        ("bzip2", "bzip2"),
+        ("pg_restore", "postgresql-client"),
+    ):
+        assert f"btw_backup: {program} not found: install the package {package}\n" in result.err
+
+
+def test_an_old_program_is_said(btw: Btw, tmp_path: Path) -> None:
+    old = tmp_path / "bin" / "rdiff-backup"
+    old.parent.mkdir()
+    old.write_text("#!/bin/sh\necho rdiff-backup 1.2.8\n")
+    old.chmod(0o755)
+    result = btw("check-config", env={"PATH": f"{old.parent}:/usr/bin:/bin"})
+    assert result.err == "btw_backup: rdiff-backup 1.2 is too old: 2.2 is needed\n"
+
+
+def test_no_configuration_directory(btw: Btw, config_dir: Path) -> None:
+    config_dir.rmdir()
+    said = f"btw_backup: the configuration directory does not exist: {config_dir}\n"
+    assert btw("check-config") == (1, "", said)

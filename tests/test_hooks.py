@@ -1,0 +1,138 @@
+"""BEFORE, AFTER and ON_FAILURE, in the general file and in those of a backup."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from .conftest import Btw
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    """Where the hooks write what they see."""
+    return tmp_path / "trace"
+
+
+@pytest.fixture
+def config(btw: Btw, src: Path, config_dir: Path) -> Path:
+    assert btw("fs-init", "--type", "tar", src, "name").status == 0
+    [path] = config_dir.glob("name.*/config.py")
+    return path
+
+
+def add(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write("\n" + text)
+
+
+def writes(trace: Path, word: str) -> str:
+    return f'["sh", "-c", "echo {word} >>{trace}"]'
+
+
+def test_the_general_hooks_enclose_those_of_the_backup(
+    btw: Btw, config: Path, config_dir: Path, trace: Path, src: Path, dst: Path
+) -> None:
+    for path, word in ((config_dir / "config.py", "general"), (config, "own")):
+        add(path, f"BEFORE = {writes(trace, word + '-before')}\nAFTER = {writes(trace, word + '-after')}\n")
+    assert btw("fs", src, dst).status == 0
+    assert trace.read_text().split() == ["general-before", "own-before", "own-after", "general-after"]
+
+
+def test_a_command_line_is_told_of_the_run(btw: Btw, config: Path, trace: Path, src: Path, dst: Path) -> None:
+    line = f"echo $BTW_BACKUP_COMMAND,$BTW_BACKUP_SOURCE,$BTW_BACKUP_DESTINATION,$BTW_BACKUP_ERROR >{trace}"
+    add(config, f"BEFORE = ['sh', '-c', {line!r}]\n")
+    assert btw("fs", src, dst) == (0, "", "")
+    assert trace.read_text() == f"fs,{src},{dst},\n"
+
+
+def test_a_function_is_told_of_the_run(btw: Btw, config: Path, trace: Path, src: Path, dst: Path) -> None:
+    add(config, f"def AFTER(run):\n    open({str(trace)!r}, 'w').write(repr(run[:]))\n")
+    assert btw("fs", src, dst) == (0, "", "")
+    assert trace.read_text() == repr(("fs", str(src), str(dst), ""))
+
+
+@pytest.mark.parametrize(
+    ("hook", "said"),
+    [
+        ("['sh', '-c', 'echo why >&2; exit 3']", "why\nbtw_backup: BEFORE: sh exited with code: 3\n"),
+        ("lambda run: 1 / 0", "btw_backup: BEFORE: ZeroDivisionError: division by zero\n"),
+        (
+            "['no-such-program']",
+            "btw_backup: no-such-program not found: install the package no-such-program\n",
+        ),
+    ],
+)
+def test_a_failing_before_stops_the_backup(
+    btw: Btw, config: Path, trace: Path, src: Path, dst: Path, hook: str, said: str
+) -> None:
+    after, failure = writes(trace, "after"), f"lambda run: open({str(trace)!r}, 'a').write(run.error)"
+    add(config, f"BEFORE = {hook}\nAFTER = {after}\nON_FAILURE = {failure}\n")
+    assert btw("fs", src, dst) == (1, "", said)
+    assert trace.read_text() == "after\n" + said.splitlines()[-1].removeprefix("btw_backup: ")
+    assert not list(dst.glob("2*"))
+
+
+def test_on_failure_gets_the_text_of_the_error(
+    btw: Btw, config: Path, trace: Path, src: Path, tmp_path: Path
+) -> None:
+    add(config, f"def ON_FAILURE(run):\n    open({str(trace)!r}, 'w').write(run.error)\n")
+    missing = tmp_path / "missing"
+    result = btw("fs", src, missing)
+    assert result.status == 1
+    assert f"btw_backup: {trace.read_text()}\n" == result.err
+    assert str(missing) in result.err
+
+
+def test_a_failing_after_is_said_and_the_backup_counts(btw: Btw, config: Path, src: Path, dst: Path) -> None:
+    add(config, "AFTER = ['sh', '-c', 'echo why >&2; exit 3']\n")
+    assert btw("fs", src, dst) == (0, "", "btw_backup: warning: AFTER: sh exited with code: 3 (why)\n")
+    assert len(list(dst.glob("2*"))) == 1
+
+
+def test_no_hook_runs_while_another_works_on_the_destination(
+    btw: Btw, config: Path, trace: Path, src: Path, dst: Path
+) -> None:
+    """A service is not stopped in vain."""
+    add(config, f"BEFORE = {writes(trace, 'before')}\n")
+    assert btw("fs", src, dst).status == 0
+    held = subprocess.Popen(
+        ["flock", dst / ".btw-backup" / "lock", "sh", "-c", "echo; read x"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert held.stdout is not None and held.stdout.readline()
+        assert btw("fs", src, dst).status == 75
+    finally:
+        held.communicate(b"\n")
+    assert trace.read_text() == "before\n"
+
+
+def test_after_runs_when_a_signal_ends_the_backup(
+    config: Path, config_dir: Path, trace: Path, src: Path, dst: Path
+) -> None:
+    started = trace.with_name("started")
+    add(
+        config, f"BEFORE = ['sh', '-c', 'touch {started}; exec sleep 60']\nAFTER = {writes(trace, 'after')}\n"
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-m", "btw_backup", "--config-dir", config_dir, "fs", src, dst], env=os.environ
+    )
+    while not started.exists():
+        time.sleep(0.01)
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(10) == 128 + signal.SIGTERM
+    assert trace.read_text() == "after\n"
+
+
+@pytest.mark.parametrize("value", ["3", "'a string'", "[1]"])
+def test_what_cannot_be_run_is_a_fault(btw: Btw, config: Path, src: Path, dst: Path, value: str) -> None:
+    add(config, f"BEFORE = {value}\n")
+    result = btw("fs", src, dst)
+    assert result.status == 1
+    assert "BEFORE must be a command line, a list of strings, or a function" in result.err
