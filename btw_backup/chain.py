@@ -122,6 +122,12 @@ def repaired_copy(chain: int, within: int, name: str) -> None:
                 os.unlink(marker, dir_fd=data)
 
 
+def mirror_size(chain: int) -> int:
+    """The size of the file that the chain backs up, as it is at the newest point, in bytes."""
+    name = mirror_name(chain)
+    return 0 if name is None else os.lstat(name, dir_fd=chain).st_size
+
+
 def begin(stage: int, private: int, name: str, time: datetime) -> None:
     """Make a new chain ``name`` in the private directory, of the one file in ``stage``."""
     os.mkdir(name, 0o700, dir_fd=private)

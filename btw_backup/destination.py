@@ -258,12 +258,14 @@ class Destination:
         name = extended.name
         with directory(name, self.fd) as visible:
             linked = chain.extend(visible, stage, self.run, name, at)
+            before = linked.size - chain.mirror_size(visible)
         with directory(name, self.run) as made:
             size = finish_tree(made, *self._owner, linked.inodes)
+            added = size - chain.mirror_size(made) - before
         if not exchange(name, self.run, name, self.fd):
             self._replace(name)
         os.fsync(self.fd)
-        return max(size - linked.size, 0)
+        return added
 
     def _replace(self, name: str) -> None:
         """Exchange by two renames; a run that comes after a kill between them finishes the work."""
