@@ -137,8 +137,10 @@ def _examine_chain(name: str, time: datetime, destination: int) -> Backup | None
     try:
         with directory(name, destination) as top, directory(chain.DATA, top) as data:
             state = chain.read_state(os.listdir(data))
-    except (FileNotFoundError, NotADirectoryError):  # O_NOFOLLOW gives the latter for a link
+    except FileNotFoundError:
         return None
+    except NotADirectoryError:  # what O_NOFOLLOW gives for a link
+        raise Error(f"{name}/{chain.DATA} is not a directory: refused") from None
     except OSError as error:
         raise Error(f"{name}: {error.strerror}") from error
     if not state.stamps:

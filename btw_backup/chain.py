@@ -7,17 +7,18 @@ does not mean that anything was stored, so what it did is checked here before an
 import gzip
 import os
 import re
-import stat
 import zlib
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import IO, NamedTuple, cast
 
 from . import process
 from .errors import Error
-from .files import Linked, directory, link_tree, open_regular, same_content
+from .files import BLOCK, Linked, directory, link_tree, open_regular, remove, same_content
 
 DATA = "rdiff-backup-data"
 RESTORED = "restored"
+_TEMPORARY = "rdiff-backup.tmp."
 
 # Below this size a copy costs no more than a link.
 _LINKABLE = 64 * 1024
@@ -27,7 +28,7 @@ _INCREMENT = re.compile(rf"increments\.{_STAMP}\.dir")
 _MARKER = re.compile(rf"current_mirror\.{_STAMP}\.data")
 # What rdiff-backup itself records of a directory with one file.
 _METADATA = re.compile(rf"mirror_metadata\.{_STAMP}\.(?:snapshot|diff)(?:\.gz)?")
-_DIGEST = re.compile(rb"^  SHA1Digest ([0-9a-f]{40})$", re.MULTILINE)
+_FILE = re.compile(rb"^  Size (\d{1,18})\n(?:  .*\n){0,9}?  SHA1Digest ([0-9a-f]{40})$", re.MULTILINE)
 _METADATA_LIMIT = 1 << 20
 
 
@@ -51,36 +52,60 @@ def moment(stamp: str) -> datetime:
     return datetime.fromisoformat(stamp).astimezone(UTC)
 
 
+def _stamped(pattern: re.Pattern[str], names: list[str]) -> dict[str, str]:
+    """The names that match, by their stamps. One whose stamp is no time is not rdiff-backup's."""
+    found = {}
+    for name in names:
+        if match := pattern.fullmatch(name):
+            with suppress(ValueError, OverflowError):
+                moment(match[1])
+                found[match[1]] = name
+    return found
+
+
 def read_state(names: list[str]) -> State:
     """Derive the points from the names in ``rdiff-backup-data``.
 
     This agrees with ``rdiff-backup list increments`` wherever that is right, without the 0.1 s
     that each start of it takes.
     """
-    markers = sorted((m[1] for name in names if (m := _MARKER.fullmatch(name))), key=moment)
+    markers = sorted(_stamped(_MARKER, names), key=moment)
     if not markers:
         return State((), False)
-    stamps = {m[1] for name in names if (m := _INCREMENT.fullmatch(name))}
-    stamps.add(markers[0])
+    stamps = {*_stamped(_INCREMENT, names), markers[0]}
     return State(tuple(sorted(stamps, key=moment)), len(markers) > 1)
 
 
 def mirror_name(chain: int) -> str | None:
     """The name of the one file that the chain backs up, None where there is not just one."""
-    names = [name for name in os.listdir(chain) if name != DATA]
+    # A killed rdiff-backup leaves rdiff-backup.tmp.N.
+    names = [name for name in os.listdir(chain) if name != DATA and not name.startswith(_TEMPORARY)]
     return names[0] if len(names) == 1 else None
 
 
+class Recorded(NamedTuple):
+    """The size of a file in bytes, and its SHA1."""
+
+    size: int
+    digest: str
+
+
 def recorded_digest(chain: int, stamp: str) -> str | None:
-    """The SHA1 that rdiff-backup recorded of the file at a point, None where there is none.
+    """The SHA1 that rdiff-backup recorded of the file at a point, None where there is none."""
+    found = recorded(chain, stamp)
+    return None if found is None else found.digest
+
+
+def recorded(chain: int, stamp: str) -> Recorded | None:
+    """What rdiff-backup recorded of the file at a point, None where there is nothing.
 
     Metadata of older points are differences to the next newer one that says anything of the file.
     """
     with directory(DATA, chain) as data:
-        names = {m[1]: m[0] for name in os.listdir(data) if (m := _METADATA.fullmatch(name))}
+        names = _stamped(_METADATA, os.listdir(data))
         for newer in sorted((s for s in names if moment(s) >= moment(stamp)), key=moment):
-            if match := _DIGEST.search(_read_metadata(data, names[newer])):
-                return match[1].decode()
+            if match := _FILE.search(_read_metadata(data, names[newer])):
+                return Recorded(int(match[1]), match[2].decode())
     return None
 
 
@@ -104,7 +129,7 @@ def restore(within: int, name: str, stamp: str, target: int) -> None:
     # Otherwise it opens a log in the chain, which may lie on a read-only disk.
     argv = ["rdiff-backup", "--new", "-v0", "--terminal-verbosity", "2", "restore", "--at", stamp]
     argv += [name, f"/proc/self/fd/{target}/{RESTORED}"]
-    process.run(argv, cwd=within, pass_fds=[target]).check()
+    _run(argv, within, target).check()
 
 
 def repaired_copy(chain: int, within: int, name: str) -> None:
@@ -114,7 +139,7 @@ def repaired_copy(chain: int, within: int, name: str) -> None:
         link_tree(chain, copied, _LINKABLE)
         with directory(DATA, copied) as data:
             _check_metadata(data, mirror_name(copied))
-            if process.run(["rdiff-backup", "--new", "-v2", "regress", name], cwd=within).status in (0, 2):
+            if _run(["rdiff-backup", "--new", "-v2", "regress", name], within, within).status in (0, 2):
                 return
             # Killed before it wrote any increment: it finds nothing to do, and does nothing else.
             markers = sorted((m[1], m[0]) for n in os.listdir(data) if (m := _MARKER.fullmatch(n)))
@@ -153,7 +178,23 @@ def extend(chain: int, stage: int, private: int, name: str, time: datetime) -> L
             raise Unusable(result.ending(), said=result.said)
         result.check()
         _check(stage, copied, older, time)
+        if older and not _is_compressed(copied, older[-1]):
+            _check_older(chain, private, name, older[-1])
     return linked
+
+
+def _is_compressed(chain: int, stamp: str) -> bool:
+    """Whether the increment of a point has gzip's checksum; that of a file like ``.bz2`` has not."""
+    with directory(DATA, chain) as data, directory("increments", data) as increments:
+        return any(f".{stamp}." in name and name.endswith(".gz") for name in os.listdir(increments))
+
+
+def _check_older(chain: int, private: int, name: str, stamp: str) -> None:
+    """Raise Unusable unless the copy ``name`` gives back at a point what is the chain's mirror."""
+    restore(private, name, stamp, private)
+    with directory(RESTORED, private) as restored:
+        _check_same(chain, restored, mirror_name(chain) or "", Unusable(f"the point {stamp} is not stored"))
+    remove(RESTORED, private)
 
 
 def _back_up(stage: int, private: int, name: str, time: datetime) -> process.Result:
@@ -163,7 +204,16 @@ def _back_up(stage: int, private: int, name: str, time: datetime) -> process.Res
     argv = ["rdiff-backup", "--new", "-v2", "--no-fsync", "--current-time", str(int(time.timestamp()))]
     # Paths that hold "::" are remote hosts to it; these can't.
     argv += ["backup", ".", f"/proc/self/fd/{private}/{name}"]
-    return process.run(argv, cwd=stage, pass_fds=[private])
+    return _run(argv, stage, private)
+
+
+def _run(argv: list[str], cwd: int, writable: int) -> process.Result:
+    """Run rdiff-backup, with its temporary files in the open directory ``writable``."""
+    env = {"TMPDIR": f"/proc/self/fd/{writable}"}
+    result = process.run(argv, cwd=cwd, pass_fds=[writable], env=env)
+    # It shows its own tracebacks, as on a full disk: their last line says it all.
+    head, traceback, trace = result.said.partition("Traceback (most recent call last):\n")
+    return result._replace(said=head + trace.splitlines()[-1]) if traceback else result
 
 
 def _check(stage: int, chain: int, older: tuple[str, ...], time: datetime) -> None:
@@ -177,6 +227,8 @@ def _check(stage: int, chain: int, older: tuple[str, ...], time: datetime) -> No
         if name is None or os.listdir(stage) != [name]:
             raise failure
         _check_same(stage, chain, name, failure)
+        if recorded(chain, state.stamps[-1]) is None:
+            raise failure
         if older:
             _check_increment(data, name, older[-1], failure)
 
@@ -195,16 +247,27 @@ def _check_same(stage: int, chain: int, name: str, failure: Error) -> None:
 
 
 def _check_increment(data: int, name: str, stamp: str, failure: Error) -> None:
-    """Raise unless the way back to the point before the new one has been stored."""
+    """Raise unless the way back to the point before the new one has been stored, whole."""
     with directory("increments", data) as increments:
         for ending in ("diff.gz", "snapshot.gz", "diff", "snapshot"):
             try:
-                found = os.lstat(f"{name}.{stamp}.{ending}", dir_fd=increments)
+                fd = open_regular(f"{name}.{stamp}.{ending}", increments)
             except FileNotFoundError:
                 continue
-            if stat.S_ISREG(found.st_mode) and (found.st_size > 0 or ending == "snapshot"):
-                return
+            with open(fd, "rb") as file:
+                increment = gzip.open(file) if ending.endswith(".gz") else file
+                if _is_whole(cast(IO[bytes], increment)):
+                    return
     raise failure
+
+
+def _is_whole(increment: IO[bytes]) -> bool:
+    """Whether an increment can be read to its end, where gzip keeps a checksum, and is not empty."""
+    try:
+        size = sum(map(len, iter(lambda: increment.read(BLOCK), b"")))
+    except (OSError, EOFError, zlib.error):
+        return False
+    return size > 0
 
 
 def _check_metadata(data: int, name: str | None) -> None:

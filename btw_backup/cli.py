@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from . import __version__
-from .errors import FAILED, Error, Terminated
+from .errors import FAILED, SIGNALS, Error, Terminated
 from .messages import Messages
 
 # A command's module is imported when the command is on the command line.
@@ -22,9 +22,9 @@ COMMANDS = {
     "db-restore": "restores a database or the database globals",
     "verify": "reads backups to their last byte and says which are damaged",
     "prune": "removes backups that a retention policy does not keep",
+    "status": "says how old and how large the backups are",
     "check-config": "says everything that is wrong with the configuration",
 }
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def build_parser(prog: str, commands: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "btw-backup") -> int:
     argv = sys.argv[1:] if argv is None else argv
     os.umask(0o077)
     _open_standard_streams()
-    for signum in _SIGNALS:
+    for signum in SIGNALS:
         if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup(1)
             signal.signal(signum, _end)
     messages = Messages(prog)
@@ -96,6 +96,6 @@ def _open_standard_streams() -> None:
 
 def _end(signum: int, frame: FrameType | None) -> None:
     """Unwind everything once, whatever else arrives meanwhile."""
-    for other in _SIGNALS:
+    for other in SIGNALS:
         signal.signal(other, signal.SIG_IGN)
     raise Terminated(signum)

@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
                 destination.note_unchanged(at, options.limits)
                 stored = None
             else:
+                (postgres.read_globals if args.globals else postgres.read_dump)(dumped)
                 stored = destination.add_point(stage, at, options.limits)
     args.messages.closing(summary(stored, size, time.monotonic() - started))
     return 0

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--global",
         dest="globals",
         action="store_true",
-        help="replay the globals (roles and tablespaces); what exists already is left as it is",
+        help="replay the globals (roles and tablespaces); roles that exist already are no failure",
     )
     parser.add_argument("--create", action="store_true", help="create the database, which must not exist")
     parser.add_argument(
@@ -84,7 +84,7 @@ def _restore(content: reading.Content, args: argparse.Namespace, server: postgre
     if args.create:
         postgres.create_database(args.db, content.file, server)
         try:
-            postgres.restore(args.db, content.file, server, jobs=args.jobs)
+            postgres.restore(args.db, content.file, server, jobs=args.jobs, new=True)
         except BaseException:
             postgres.drop_database(args.db, server)
             raise

@@ -25,8 +25,9 @@ from .backups import (
     open_destination,
     scan,
 )
-from .errors import Error, naming
+from .errors import Error, naming, uninterrupted
 from .files import (
+    closing,
     create,
     directory,
     exchange,
@@ -37,10 +38,12 @@ from .files import (
     publish,
     remove,
     room_on,
+    temporary_directory,
     write_all,
 )
+from .measures import remember_size
 from .ownership import UNCHANGED, Owner
-from .private import REPLACED, locked, private_directory, run_directory
+from .private import REPLACED, UNPAIRED, locked, private_directory, run_directory
 from .spans import format_moment
 
 LOG = "log.txt"
@@ -114,12 +117,11 @@ class Destination:
     def note(self, text: str) -> None:
         """Append a line to log.txt."""
         with naming(os.path.join(self.path, LOG)):
-            try:
-                fd = open_regular(LOG, self.fd, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL)
-                os.fchown(fd, *self._owner)
-            except FileExistsError:
-                fd = open_regular(LOG, self.fd, os.O_RDWR | os.O_APPEND)
-            try:
+            if not exists(LOG, self.fd):
+                with create(LOG, self.run) as new, suppress(FileExistsError):
+                    os.fchown(new, *self._owner)
+                    publish(LOG, self.run, LOG, self.fd)
+            with closing(open_regular(LOG, self.fd, os.O_RDWR | os.O_APPEND)) as fd:
                 found = os.fstat(fd)
                 if found.st_nlink != 1:
                     raise Error(f"{os.path.join(self.path, LOG)} is a hard link: refused")
@@ -130,8 +132,6 @@ class Destination:
                 except OSError:
                     os.ftruncate(fd, found.st_size)
                     raise
-            finally:
-                os.close(fd)
 
     @contextmanager
     def opened(self, backup: Backup, mirror: str) -> Iterator[int]:
@@ -154,9 +154,21 @@ class Destination:
     @contextmanager
     def stage(self) -> Iterator[int]:
         """A private directory to stage a dump in: its descriptor."""
-        os.mkdir(_STAGE, 0o700, dir_fd=self.run)
-        with directory(_STAGE, self.run) as stage:
+        with temporary_directory(_STAGE, self.run) as stage:
             yield stage
+
+    @contextmanager
+    def _with_checksum(self, name: str) -> Iterator[bool]:
+        """Whether the backup is one that has a checksum beside it.
+
+        Where the block is not ended, the next run removes a checksum whose tarball is not there.
+        """
+        if not name.endswith(ENDING_OF["none"]):
+            yield False
+            return
+        with create(name + UNPAIRED, self.private):
+            yield True
+        remove(name + UNPAIRED, self.private)
 
     def _add_checksum(self, prepared: int, name: str) -> None:
         """Store the SHA256 of a tarball that is about to be published."""
@@ -172,21 +184,24 @@ class Destination:
     def remove(self, backup: Backup) -> None:
         """Remove a backup: it is there, whole, or gone."""
         with naming(self.path):
-            os.rename(backup.name, backup.name, src_dir_fd=self.fd, dst_dir_fd=self.run)
-            os.fsync(self.fd)
+            with uninterrupted(), self._with_checksum(backup.name) as has_checksum:
+                os.rename(backup.name, backup.name, src_dir_fd=self.fd, dst_dir_fd=self.run)
+                if has_checksum:
+                    remove(backup.name + CHECKSUM, self.fd)
+                os.fsync(self.fd)
             remove(backup.name, self.run)
-            if not backup.is_chain:
-                remove(backup.name + CHECKSUM, self.fd)
 
-    def add_tarball(self, prepared: int, name: str, at: datetime) -> Stored:
-        """Publish the file that ``prepared`` gave, under its name."""
+    def add_tarball(self, prepared: int, name: str, at: datetime, size: int) -> Stored:
+        """Publish the file that ``prepared`` gave, under its name. ``size``: when restored, in bytes."""
         with naming(self.path):
+            remember_size(prepared, size)
             os.fchown(prepared, *self._owner)
             os.fsync(prepared)
-            if name.endswith(ENDING_OF["none"]):
-                self._add_checksum(prepared, name)
-            publish(_PREPARED, self.run, name, self.fd)
-            os.fsync(self.fd)
+            with uninterrupted(), self._with_checksum(name) as has_checksum:
+                if has_checksum:
+                    self._add_checksum(prepared, name)
+                publish(_PREPARED, self.run, name, self.fd)
+                os.fsync(self.fd)
             self.backups = scan(self.fd)
         return Stored("tarball", at, os.fstat(prepared).st_size)
 

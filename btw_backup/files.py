@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from . import process
-from .errors import Error
+from .errors import Error, uninterrupted
 
 BLOCK = 1 << 20
 
@@ -127,6 +127,18 @@ def _remove_tree(name: str, within: int) -> None:
         shutil.rmtree(name, dir_fd=within)
     except RecursionError:  # made by somebody who wants us to fail; rm(1) takes any depth
         process.run(["rm", "-rf", "--", name], cwd=within).check()
+
+
+@contextmanager
+def temporary_directory(name: str, within: int) -> Iterator[int]:
+    """A new directory that only we may use, removed in the end with all below it: its descriptor."""
+    try:
+        os.mkdir(name, 0o700, dir_fd=within)
+        with directory(name, within) as fd:
+            yield fd
+    finally:
+        with uninterrupted():
+            remove(name, within)
 
 
 def write_all(fd: int, data: bytes) -> None:
@@ -268,6 +280,6 @@ def room_on(path: str, fd: int) -> Iterator[None]:
     try:
         yield
     except Error as error:
-        if is_full(fd):
+        if is_full(fd) or os.strerror(errno.ENOSPC) in error.said:
             raise Error(f"{path}: no space left on this disk ({error})") from error
         raise

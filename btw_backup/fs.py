@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
         destination.check_series(ARCHIVE)
         at = destination.next_time()
         source = tarball.examine_source(path, [args.dst, work.path], options.exclude, options.one_file_system)
+        workdir.remove_left(work)
         with hooks.around(options.hooks, described, warn):
             done = _back_up(destination, source, at, options, work, args.messages)
     args.messages.closing(summary(done.stored, done.size, time.monotonic() - started))
@@ -171,9 +172,10 @@ def _store_tarball(
                 for block in stream:
                     packed.write(block)
             archive.finish()
+            tarball.check_ending(output, options.compression, archive.size)
             if newest is None or archive.digest() != newest.known.digest:
                 name = format_moment(at) + ENDING_OF[options.compression]
-                return destination.add_tarball(output, name, at)
+                return destination.add_tarball(output, name, at, archive.size)
     archive.finish()
     _note_unchanged(destination, options, at)
     return None

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from . import reading, tarball
@@ -58,13 +59,25 @@ def _restore(content: reading.Content, target: str, members: list[str]) -> list[
         with directory(os.path.realpath(target)) as top:
             os.close(os.open(INCOMPLETE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=top))
             try:
-                with tarball.unpacking(top, members) as unpacked:
+                extra = content.first_names(members)
+                with tarball.unpacking(top, [*members, *extra]) as unpacked:
                     content.pump(unpacked.write)
+                for name in extra:
+                    _remove_extra(name, top)
             except Error as error:
                 lines = [*error.lines, f"{target} is incomplete: do not use what is in it"]
                 raise Error(*lines, said=error.said) from error
+            missing = [member for member in members if not os.path.lexists(os.path.join(target, member))]
             times = os.fstat(top)
             os.unlink(INCOMPLETE, dir_fd=top)
             os.utime(top, ns=(times.st_atime_ns, times.st_mtime_ns))
             os.fsync(top)
-    return unpacked.missing
+    return missing
+
+
+def _remove_extra(name: str, top: int) -> None:
+    """Remove a file that was not asked for, and the directories that were made for it alone."""
+    os.unlink(name, dir_fd=top)
+    with suppress(OSError):  # one that is not empty was asked for, or holds what was
+        while (name := os.path.dirname(name)) not in ("", "."):
+            os.rmdir(name, dir_fd=top)

@@ -1,20 +1,66 @@
 """``btw-backup list``: lists the backups in a destination."""
 
 import argparse
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
 
 from .arguments import add_destination
 from .backups import listing, open_destination, scan
 from .files import closing
+from .measures import Measured, age, measure
+from .messages import size
+from .spans import format_moment
 
-EXAMPLE = "btw-backup list /var/backups/etc"
+EXAMPLE = "btw-backup list --long /var/backups/etc"
+
+_ROW = "{:<27} {:<11} {:>9} {:>9} {:>9}"
+_HEAD = ("backup", "kind", "stored", "restored", "age")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
+        "-l", "--long", action="store_true", help="also say how large and how old each point is"
+    )
+    form.add_argument("--json", action="store_true", help="the same for programs: an array of objects")
     add_destination(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     with closing(open_destination(args.dst)) as destination:
-        for line in listing(scan(destination)):
+        if args.json:
+            import json  # a plain list does not wait for it
+
+            print(json.dumps(objects(measure(destination), datetime.now(UTC)), indent=2))
+            return 0
+        found = table(measure(destination), datetime.now(UTC)) if args.long else listing(scan(destination))
+        for line in found:
             print(line)
     return 0
+
+
+def table(points: Sequence[Measured], now: datetime) -> list[str]:
+    """The lines of ``--long``: one to name the columns, and one for each point."""
+    rows = [_ROW.format(*_HEAD)] if points else []
+    for point in points:
+        name = f" {format_moment(point.time)}" if point.kind == "incremental" else point.backup
+        restored = "?" if point.restored is None else size(point.restored)
+        old = age((now - point.time).total_seconds())
+        rows.append(_ROW.format(name, point.kind, size(point.stored), restored, old))
+    return rows
+
+
+def objects(points: Sequence[Measured], now: datetime) -> list[dict[str, Any]]:
+    """What ``--json`` prints: sizes in bytes, the age in seconds."""
+    return [
+        {
+            "backup": point.backup,
+            "time": f"{format_moment(point.time)}Z",
+            "kind": point.kind,
+            "stored": point.stored,
+            "restored": point.restored,
+            "age": int((now - point.time).total_seconds()),
+        }
+        for point in points
+    ]

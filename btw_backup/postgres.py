@@ -4,7 +4,7 @@ import bz2
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import zip_longest
 from typing import IO, Any, NamedTuple
@@ -147,17 +147,33 @@ def compress_globals(plain: int, output: int) -> None:
             packed.write(block)
 
 
+def read_globals(packed: int) -> None:
+    """Raise Error where a compressed dump of globals does not end as pg_dumpall ends it."""
+    with _plain(packed) as text:
+        if not any(line == b"-- PostgreSQL database cluster dump complete\n" for line in text):
+            raise Error("pg_dumpall exited with code: 0, but its dump is not complete")
+
+
 def read_dump(dump_file: int) -> None:
     """Have pg_restore read a dump to its end. Raises Error where it can't."""
     os.lseek(dump_file, 0, os.SEEK_SET)
     process.run(["pg_restore", "--file=/dev/null"], stdin=dump_file).check()
 
 
-def restore(database: str, dump_file: int, server: Server, *, clean: bool = False, jobs: int = 1) -> None:
+def restore(
+    database: str,
+    dump_file: int,
+    server: Server,
+    *,
+    clean: bool = False,
+    jobs: int = 1,
+    new: bool = False,
+) -> None:
     """Load a dump into a database, in one transaction unless ``jobs`` is more than 1.
 
-    ``clean``: drop what the dump holds first. Raises Error where it fails, with the database as it
-    was; parallel jobs can't be one transaction, so an empty database is emptied again.
+    ``clean``: drop what the dump holds first; ``new``: the caller drops the database when this
+    fails. Raises Error where it fails, with the database as it was; parallel jobs can't be one
+    transaction, so an empty database is emptied again.
     """
     argv = ["pg_restore", "--exit-on-error"]
     if clean:
@@ -169,9 +185,14 @@ def restore(database: str, dump_file: int, server: Server, *, clean: bool = Fals
     with _readable(dump_file, server) as file:
         argv += [f"--jobs={jobs}", f"/proc/self/fd/{file}"]
         result = _run(argv, server, {"PGDATABASE": database}, pass_fds=[file])
-    if result.status != 0:
-        _drop_contents(database, dump_file, server)
-        result.check()
+    if result.status != 0 and not new:
+        try:
+            _drop_contents(database, dump_file, server)
+        except Error as error:
+            raise Error(
+                result.ending(), f"{database} is not empty any more: {error}", said=result.said
+            ) from error
+    result.check()
 
 
 @contextmanager
@@ -195,8 +216,18 @@ def _drop_contents(database: str, dump_file: int, server: Server) -> None:
         argv = ["pg_restore", "--clean", "--if-exists", "--file=-"]
         process.run(argv, stdin=dump_file, stdout=script).check()
         script.seek(0)
-        drops = [line for line in script if _DROP.match(line)]
-    _query(database, server, b"".join(drops).decode(errors="surrogateescape"), {}).check()
+        drops = b"".join(_drops(script))
+    _query(database, server, drops.decode(errors="surrogateescape"), {}).check()
+
+
+def _drops(script: Iterable[bytes]) -> Iterator[bytes]:
+    """The statements of a script that drop something; a name may hold line breaks."""
+    inside = False
+    for line in script:
+        inside = inside or _DROP.match(line) is not None
+        if inside:
+            yield line
+            inside = not line.endswith(b";\n")
 
 
 def holds_objects(database: str, server: Server) -> bool:

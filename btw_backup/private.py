@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
-from .backups import CHECKSUM, is_tarball
+from .backups import CHECKSUM
 from .errors import Busy, Error
-from .files import DIRECTORY, directory, exists, open_regular, publish, remove
+from .files import DIRECTORY, directory, exists, open_regular, publish, remove, temporary_directory
 
 PRIVATE = ".btw-backup"
 # Holds a chain while another is put in its place, where the file system can't exchange the two.
 REPLACED = "replaced"
+# Ends the name of a file that says that a tarball comes or goes, and its checksum with it.
+UNPAIRED = ".unpaired"
 _LOCK = "lock"
 _RUN = "run"
 
@@ -67,12 +69,8 @@ def locked(path: str, private: int, wait: timedelta) -> Iterator[None]:
 def run_directory(destination: int, private: int) -> Iterator[int]:
     """A directory to prepare things in: empty, and removed at the end. What a killed run left goes."""
     _recover(destination, private)
-    os.mkdir(_RUN, 0o700, dir_fd=private)
-    try:
-        with directory(_RUN, private) as run:
-            yield run
-    finally:
-        remove(_RUN, private)
+    with temporary_directory(_RUN, private) as run:
+        yield run
 
 
 def _recover(destination: int, private: int) -> None:
@@ -84,9 +82,11 @@ def _recover(destination: int, private: int) -> None:
                     publish(name, aside, name, destination)
     except FileNotFoundError:
         pass
+    for name in os.listdir(private):
+        tarball = name.removesuffix(UNPAIRED)
+        if tarball != name:
+            if not exists(tarball, destination):
+                remove(tarball + CHECKSUM, destination)
+            remove(name, private)
     for name in (REPLACED, _RUN):
         remove(name, private)
-    for name in os.listdir(destination):
-        tarball = name.removesuffix(CHECKSUM)
-        if tarball != name and is_tarball(tarball) and not exists(tarball, destination):
-            remove(name, destination)

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep-within",
         type=span,
         metavar="SPAN",
-        help="keep all points that are at most this much older than the newest, such as 14d",
+        help="keep all points that are less than this older than the newest, such as 14d",
     )
     add_wait(parser)
     add_destination(parser)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from . import chain, tarball
 from .backups import DUMP, Backup, Point, checksum
 from .errors import Error, naming
-from .files import BLOCK, check_tree, closing, directory, open_regular
+from .files import BLOCK, check_tree, closing, directory, open_regular, room_on
 from .spans import format_moment, last_moment, parse_span
 
 
@@ -65,7 +65,7 @@ class Content:
     """The file of one point, open and not yet checked.
 
     ``name`` is that of the file in the chain, or of the tarball; ``digest`` the SHA1 or
-    SHA256 that it must have, None where none was recorded.
+    SHA256 that it must have, None where none was recorded, empty where that is gone.
     """
 
     def __init__(self, name: str, file: int, compression: str, digest: str | None) -> None:
@@ -83,6 +83,13 @@ class Content:
         """The name of the database that the file is a dump of."""
         return self.name[: -len(DUMP)] if self.name.endswith(DUMP) else None
 
+    def first_names(self, members: Sequence[str]) -> set[str]:
+        """What must be unpacked besides those members of the archive, and is not wanted itself."""
+        if not members:
+            return set()
+        with tarball.decompressed(self.file, self.compression) as stream:
+            return tarball.first_names(stream, members)
+
     def check(self) -> None:
         """Raise Error where the file is not what was stored."""
         self.pump(lambda block: None)
@@ -98,6 +105,8 @@ class Content:
                 self.advance(len(block))
             if not stream.sound():
                 raise Error(f"{self.name} is damaged", said=stream.said())
+        if self.digest == "":
+            raise Error(f"{self.name} cannot be checked: the metadata of the chain is gone")
         if self.digest not in (None, hasher.hexdigest()):
             raise Error(f"{self.name} is damaged: its content is not what was backed up")
 
@@ -115,14 +124,15 @@ def opened(destination: int, chosen: Chosen) -> Iterator[Content]:
             name = chain.mirror_name(top)
             if name is None:
                 raise Error(f"{backup.name} does not hold one file, as a chain does")
-            digest = chain.recorded_digest(top, point.stamp)
+            digest = chain.recorded_digest(top, point.stamp) or ""
             if point == backup.points[-1] and not backup.interrupted:
                 with closing(open_regular(name, top)) as file:
                     yield Content(name, file, "none", digest)
                 return
             check_tree(top)
             with tempfile.TemporaryDirectory(prefix="btw-backup.") as scratch, directory(scratch) as target:
-                _restore(destination, top, chosen, target)
+                with room_on(tempfile.gettempdir(), target):
+                    _restore(destination, top, chosen, target)
                 with (
                     directory(chain.RESTORED, target) as restored,
                     closing(open_regular(name, restored)) as file,

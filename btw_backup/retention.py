@@ -8,7 +8,7 @@ from .backups import Backup
 
 
 class Policy(NamedTuple):
-    """How many to keep of each kind; ``within``: all that are at most this much older than the newest."""
+    """How many to keep of each kind; ``within``: all that are less than this older than the newest."""
 
     last: int = 0
     hourly: int = 0
@@ -48,7 +48,7 @@ def kept_times(times: Sequence[datetime], policy: Policy) -> dict[datetime, list
             previous = period(time)
     if policy.within is not None:
         for time in newest_first:
-            if newest_first[0] - time <= policy.within:
+            if newest_first[0] - time < policy.within:
                 reasons.setdefault(time, []).append("within")
     return reasons
 

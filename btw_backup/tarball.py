@@ -4,10 +4,11 @@ import fcntl
 import hashlib
 import os
 import stat
+import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 from . import process
 from .errors import Error
@@ -17,6 +18,9 @@ TAG = "NOBACKUP-TAG"
 
 # tar ends an archive with two blocks of zeros; one that it gave up lacks them.
 _END = bytes(1024)
+
+# What tar says of members that are asked for and not there, and then of itself.
+_PASSED_OVER = (": Not found in archive", "Exiting with failure status due to previous errors")
 
 _COMPRESSORS = {
     # lbzip2, pbzip2 and bzip2 read each other's files; the first two use all processors.
@@ -158,6 +162,27 @@ def compressing(output: int, compression: str) -> Iterator[IO[bytes]]:
         program.wait().check()
 
 
+def check_ending(file: int, compression: str, size: int) -> None:
+    """Raise Error where a compressed file of ``size`` bytes does not end as its format ends.
+
+    A compressor may say that it succeeded and not have done so; to read all of it again would take
+    about as long as to compress it.
+    """
+    length = os.fstat(file).st_size
+    tail = os.pread(file, 11, max(length - 11, 0))
+    if compression == "bzip2":  # a mark of 48 bits, 32 bits of checksum, and up to 7 to fill the byte
+        bits = int.from_bytes(tail)
+        whole = any(bits >> 32 + fill & 0xFFFFFFFFFFFF == 0x177245385090 for fill in range(8))
+    elif compression == "gzip":  # the size (RFC 1952)
+        whole = int.from_bytes(tail[-4:], "little") == size % 2**32
+    elif compression == "xz":
+        whole = tail.endswith(b"YZ")
+    else:  # zstd's frames end in a checksum of what they hold
+        whole = length == size if compression == "none" else length > 0
+    if not whole:
+        raise Error(f"{compressor(compression)[0]} exited with code: 0, but did not store all")
+
+
 class Stream:
     """The uncompressed content of an open tarball. Made by ``decompressed``."""
 
@@ -194,7 +219,6 @@ class Unpacking:
     def __init__(self, program: process.Program) -> None:
         self._program = program
         self._reads = True
-        self.missing: list[str] = []
 
     def write(self, block: bytes) -> None:
         """Give it the next part of the archive; what follows the archive's end is not read."""
@@ -204,33 +228,44 @@ class Unpacking:
             except BrokenPipeError:
                 self._reads = False
 
-    def finish(self, members: Sequence[str]) -> None:
+    def finish(self) -> None:
         """Wait for its end. Raises Error unless it did all, but for members that are not there."""
         with suppress(BrokenPipeError):
             self._program.stdin.close()
         result = self._program.wait()
-        self.missing = [m for m in members if f"tar: {m}: Not found in archive" in result.said]
-        others = [
-            line
-            for line in result.said.splitlines()
-            if line != "tar: Exiting with failure status due to previous errors"
-            and not line.endswith(": Not found in archive")
-        ]
-        if result.status not in (0, 2) or (result.status == 2 and (others or not self.missing)):
-            result.check()
+        others = [line for line in result.said.splitlines() if not line.endswith(_PASSED_OVER)]
+        result.check((0,) if others else (0, 2))
 
 
 @contextmanager
 def unpacking(target: int, members: Sequence[str]) -> Iterator[Unpacking]:
     """What is written is unpacked into the open directory: all, or those members with what is below."""
     argv = ["tar", "--extract", "--file=-", "--preserve-permissions", "--numeric-owner"]
-    argv += ["--acls", "--xattrs", "--xattrs-include=*", "--quoting-style=literal"]
-    argv += ["--anchored", "--no-wildcards", "--", *members]
+    argv += ["--acls", "--xattrs", "--xattrs-include=*", "--quoting-style=escape"]
+    argv += ["--anchored", "--no-wildcards", "--no-unquote", "--", *members]
     with process.Program(argv, stdin=process.PIPE, cwd=target) as program:
         _widen(program.stdin)
         unpacked = Unpacking(program)
         yield unpacked
-        unpacked.finish(members)
+        unpacked.finish()
+
+
+def first_names(archive: Stream, members: Sequence[str]) -> set[str]:
+    """What must be unpacked besides those members: the names under which hard-linked files are stored.
+
+    An archive holds the content of such a file under the first of its names only.
+    """
+    try:
+        with tarfile.open(fileobj=cast(IO[bytes], archive), mode="r|") as headers:
+            links = [entry for entry in headers if entry.islnk()]
+    except tarfile.TarError as error:
+        raise Error(f"the archive is damaged: {error}") from error
+    wanted = {entry.linkname for entry in links if _is_among(entry.name, members)}
+    return {name for name in wanted if not _is_among(name, members)}
+
+
+def _is_among(name: str, members: Sequence[str]) -> bool:
+    return any(name == member or name.startswith(f"{member}/") for member in members)
 
 
 @contextmanager
@@ -240,7 +275,7 @@ def listing() -> Iterator[Unpacking]:
         _widen(program.stdin)
         listed = Unpacking(program)
         yield listed
-        listed.finish(())
+        listed.finish()
 
 
 def _widen(pipe: IO[bytes]) -> None:

@@ -3,14 +3,14 @@
 import fcntl
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from .errors import Error, naming
-from .files import directory, remove, room_on
+from .errors import Error, naming, uninterrupted
+from .files import directory, remove, room_on, temporary_directory
 
 _PREPARED = ".fs-init."
 _STAGE = "run."
@@ -97,8 +97,9 @@ def create(config_dir: str, name: str, source: str, config_text: str) -> str:
                 shutil.rmtree(os.path.join(config_dir, left))
         if os.path.lexists(path):
             raise Error(f"{path} is in the way: it stands for another source")
-        prepared = tempfile.mkdtemp(prefix=_PREPARED, dir=config_dir)
+        prepared = os.path.join(config_dir, _PREPARED + secrets.token_hex(4))
         try:
+            os.mkdir(prepared, 0o700)
             os.symlink(source, os.path.join(prepared, "src"))
             os.mkdir(os.path.join(prepared, "backup"), 0o700)
             with open(os.path.join(prepared, "config.py"), "x", encoding="utf-8") as file:
@@ -109,7 +110,8 @@ def create(config_dir: str, name: str, source: str, config_text: str) -> str:
                 os.fsync(fd)
             os.rename(prepared, path)
         except BaseException:
-            shutil.rmtree(prepared, ignore_errors=True)
+            with uninterrupted():
+                shutil.rmtree(prepared, ignore_errors=True)
             raise
         with directory(config_dir) as fd:
             os.fsync(fd)
@@ -121,30 +123,34 @@ def staging(workdir: Workdir) -> Iterator[int]:
     """A private directory, removed at the end, to stage a tarfile in: its descriptor.
 
     Runs to different destinations share the working directory, so each stages in a directory of
-    its own and holds a lock on it. One that nobody holds was left by a killed run.
+    its own and holds a lock on it.
     """
-    with naming(workdir.staging):
-        os.makedirs(workdir.staging, mode=0o700, exist_ok=True)
-        with directory(workdir.staging) as parent:
-            fcntl.flock(parent, fcntl.LOCK_EX)
-            for left in os.listdir(parent):
-                if left.startswith(_STAGE):
-                    _remove_if_left(left, parent)
-            name = os.path.basename(tempfile.mkdtemp(prefix=_STAGE, dir=workdir.staging))
-            try:
-                with directory(name, parent) as stage:
-                    fcntl.flock(stage, fcntl.LOCK_EX)
-                    fcntl.flock(parent, fcntl.LOCK_UN)
-                    with room_on(workdir.staging, stage):
-                        yield stage
-            finally:
-                remove(name, parent)
+    name = _STAGE + secrets.token_hex(4)
+    with (
+        naming(workdir.staging),
+        _locked(workdir) as parent,
+        temporary_directory(name, parent) as stage,
+        room_on(workdir.staging, stage),
+    ):
+        fcntl.flock(stage, fcntl.LOCK_EX)
+        fcntl.flock(parent, fcntl.LOCK_UN)
+        yield stage
 
 
-def _remove_if_left(name: str, parent: int) -> None:
-    with directory(name, parent) as fd:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return
-        remove(name, parent)
+def remove_left(workdir: Workdir) -> None:
+    """Remove what killed runs have staged: the directories whose lock nobody holds."""
+    with naming(workdir.staging), _locked(workdir) as parent:
+        for name in os.listdir(parent):
+            if name.startswith(_STAGE):
+                with directory(name, parent) as stage, suppress(BlockingIOError):
+                    fcntl.flock(stage, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    remove(name, parent)
+
+
+@contextmanager
+def _locked(workdir: Workdir) -> Iterator[int]:
+    """The open staging directory, made when missing, while no other run begins to stage."""
+    os.makedirs(workdir.staging, mode=0o700, exist_ok=True)
+    with directory(workdir.staging) as parent:
+        fcntl.flock(parent, fcntl.LOCK_EX)
+        yield parent

@@ -122,11 +122,17 @@ def test_foreign_entries_are_passed_over(btw: Btw, dst: Path, source: Path) -> N
 def test_symbolic_links_are_passed_over(btw: Btw, dst: Path, source: Path, tmp_path: Path) -> None:
     rdiff_backup(tmp_path / "chain", source, BASE)
     (dst / "2026-11-22T22:16:17").symlink_to(tmp_path / "chain")
-    (dst / "2026-11-23T22:16:17").mkdir()
-    (dst / "2026-11-23T22:16:17" / "rdiff-backup-data").symlink_to(tmp_path / "chain" / "rdiff-backup-data")
     (dst / "2026-11-24T22:16:17.tbz").symlink_to(source / "backup.tar")
     (dst / "2026-11-25T22:16:17.tbz").symlink_to("dangling")
     assert lines(btw, dst) == []
+
+
+def test_a_link_within_a_chain_is_refused_by_name(btw: Btw, dst: Path, source: Path, tmp_path: Path) -> None:
+    rdiff_backup(tmp_path / "chain", source, BASE)
+    (dst / "2026-11-23T22:16:17").mkdir()
+    (dst / "2026-11-23T22:16:17" / "rdiff-backup-data").symlink_to(tmp_path / "chain" / "rdiff-backup-data")
+    said = "btw_backup: 2026-11-23T22:16:17/rdiff-backup-data is not a directory: refused\n"
+    assert btw("list", dst) == (1, "", said)
 
 
 def test_a_link_as_destination_is_followed(btw: Btw, dst: Path, tmp_path: Path) -> None:

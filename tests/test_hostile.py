@@ -1,0 +1,507 @@
+"""The destination's owner, or the source's, wants root to do what only root can."""
+
+import gzip
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from .conftest import Btw, Result
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root and another user")
+
+USER = "nobody"
+SECRET = b"only root may read this: 7c1d0f\n" * 4000  # larger than what is copied instead of linked
+FEW = b"a small secret: 7c1d0f\n"
+MARK = b"7c1d0f"
+
+
+def ids() -> tuple[int, int]:
+    account = pwd.getpwnam(USER)
+    return account.pw_uid, account.pw_gid
+
+
+class Land:
+    """A directory that the user can reach: ``dst`` is theirs, what lies in ``roots`` is root's."""
+
+    def __init__(self, top: Path) -> None:
+        self.top = top
+        self.dst = top / "dst"
+        self.roots = top / "roots"
+        self.src = top / "src"
+        for path in (self.dst, self.roots, self.src, self.roots / "directory"):
+            path.mkdir(mode=0o755)
+        (self.roots / "large").write_bytes(SECRET)
+        (self.roots / "small").write_bytes(FEW)
+        (self.roots / "directory" / "inner").write_bytes(FEW)
+        # What root would write to, or read, when it is led into this directory.
+        for name in ("log.txt", "backup.tar", "backup.log", "lock", "newest", "increments"):
+            (self.roots / "directory" / name).write_bytes(FEW)
+        for path in self.roots.rglob("*"):
+            path.chmod(0o700 if path.is_dir() else 0o600)
+        (self.src / "file").write_text("content\n")
+        (self.src / "large").write_bytes(os.urandom(150_000))
+        os.chown(self.dst, *ids())
+
+    def canaries(self) -> dict[str, object]:
+        """Everything of root's outside the destination, as it is."""
+        found: dict[str, object] = {}
+        for path in [self.top, self.roots, *sorted(self.roots.rglob("*"))]:
+            inode = path.lstat()
+            state: tuple[object, ...] = (inode.st_mode, inode.st_uid, inode.st_gid, inode.st_mtime_ns)
+            found[str(path)] = (*state, path.read_bytes() if path.is_file() else None)
+        return found
+
+    def leaks(self) -> list[Path]:
+        """Files of the destination that the user may read and that hold a secret of root's."""
+        found = []
+        own = {(self.roots / name).stat().st_ino for name in ("large", "small")}
+        for path in self.dst.rglob("*"):
+            inode = path.lstat()
+            if path.is_symlink() or not path.is_file() or inode.st_ino in own or inode.st_uid == 0:
+                continue
+            if MARK in path.read_bytes():
+                found.append(path)
+        return found
+
+
+@pytest.fixture
+def land() -> Iterator[Land]:
+    top = Path(tempfile.mkdtemp(prefix="btw-hostile-"))
+    top.chmod(0o755)
+    yield Land(top)
+    subprocess.run(["rm", "-rf", top], check=True)
+
+
+@pytest.fixture
+def backup(land: Land, btw: Btw) -> Callable[[], Result]:
+    """One backup of the source into the user's destination, given to the user."""
+    return lambda: btw("fs", "-u", USER, land.src, land.dst)
+
+
+def change(land: Land, number: int) -> None:
+    (land.src / "file").write_text(f"state {number}\n")
+    (land.src / "large").write_bytes(os.urandom(150_000))
+
+
+def fill(land: Land, btw: Btw, backup: Callable[[], Result], kind: str) -> str:
+    """Two points in the destination, and a source that has changed since. Returns the newest backup."""
+    assert btw("fs-init", "--type", kind, land.src, "name").status == 0
+    for number in range(2):
+        change(land, number)
+        assert backup() == (0, "", "")
+    change(land, 2)
+    result = btw("list", land.dst)
+    return [line for line in result.out.splitlines() if not line.startswith(" ")][-1]
+
+
+def pick(land: Land, name: str, chain: str) -> Path:
+    """The path in the destination that a test's pattern stands for."""
+    if name in ("log.txt", ".btw-backup", ".btw-backup/lock", ".btw-backup/newest"):
+        return land.dst / name
+    found = sorted((land.dst / chain).glob(name)) if name else [land.dst / chain]
+    assert found, name
+    return found[-1]
+
+
+def put(how: str, path: Path, land: Land) -> None:
+    """Put something else where ``path`` was."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    HOW[how](path, land)
+    if "link" not in how:
+        os.lchown(path, *ids())
+
+
+def _socket(path: Path, land: Land) -> None:
+    with socket.socket(socket.AF_UNIX) as listening, _inside(path.parent):
+        listening.bind(path.name)
+
+
+def _directory(path: Path, land: Land) -> None:
+    path.mkdir()
+    (path / "something").write_text("theirs\n")
+
+
+@contextmanager
+def _inside(path: Path) -> Iterator[None]:
+    """Paths of sockets are short."""
+    before = os.getcwd()
+    os.chdir(path)
+    yield
+    os.chdir(before)
+
+
+HOW: dict[str, Callable[[Path, Land], object]] = {
+    "link to a file": lambda path, land: path.symlink_to(land.roots / "large"),
+    "link to a directory": lambda path, land: path.symlink_to(land.roots / "directory"),
+    "dangling link": lambda path, land: path.symlink_to(land.roots / "made by root"),
+    "hard link, large": lambda path, land: os.link(land.roots / "large", path),
+    "hard link, small": lambda path, land: os.link(land.roots / "small", path),
+    "fifo": lambda path, land: os.mkfifo(path),
+    "socket": _socket,
+    "directory": _directory,
+    "file": lambda path, land: path.write_text("theirs\n"),
+}
+OUTSIDE = ["log.txt", ".btw-backup", ".btw-backup/lock", ".btw-backup/newest"]
+DATA = "rdiff-backup-data"
+INSIDE = [
+    "backup.tar",
+    DATA,
+    f"{DATA}/increments",
+    f"{DATA}/increments/*",
+    f"{DATA}/backup.log",
+    f"{DATA}/mirror_metadata.*.snapshot.gz",
+    f"{DATA}/mirror_metadata.*.diff.gz",
+    f"{DATA}/current_mirror.*",
+    f"{DATA}/increments.*.dir",
+    f"{DATA}/chars_to_quote",
+    f"{DATA}/session_statistics.*",
+]
+
+
+@pytest.mark.parametrize("name", [*OUTSIDE, "", *INSIDE])
+def test_something_else_in_its_place(land: Land, btw: Btw, backup: Callable[[], Result], name: str) -> None:
+    chain = fill(land, btw, backup, "rdiff")
+    prepared = land.top / "prepared"
+    subprocess.run(["cp", "-a", land.dst, prepared], check=True)
+    wrong = []
+    for how in HOW:
+        if "hard" in how and name.startswith(".btw-backup/"):
+            continue  # only root can write there
+        shutil.rmtree(land.dst)
+        subprocess.run(["cp", "-a", prepared, land.dst], check=True)
+        put(how, pick(land, name, chain), land)
+        before = land.canaries()
+        for command in (lambda: btw("list", land.dst), backup):
+            try:
+                result = command()
+            except subprocess.TimeoutExpired:
+                wrong.append(f"{how}: it hangs")
+                continue
+            if "Traceback" in result.err:
+                wrong.append(f"{how}: a traceback: {result.err}")
+            if result.status not in (0, 1) or (result.status == 1 and not result.err):
+                wrong.append(f"{how}: {result}")
+        refused = "link to" in how or "dangling" in how or (how in ("fifo", "socket") and name != DATA)
+        if name in INSIDE and refused and result.status == 0 and not result.err:
+            wrong.append(f"{how}: taken without a word")
+        if land.canaries() != before:
+            wrong.append(f"{how}: root's own files are not what they were")
+            subprocess.run(["rm", "-rf", land.roots / "made by root"], check=True)
+        if leaks := land.leaks():
+            wrong.append(f"{how}: a secret is in {leaks}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_something_else_in_a_tarballs_place(
+    land: Land, btw: Btw, backup: Callable[[], Result], how: str
+) -> None:
+    name = fill(land, btw, backup, "tar")
+    put(how, land.dst / name, land)
+    before = land.canaries()
+    for result in (btw("list", land.dst), backup()):
+        assert result.status in (0, 1)
+        assert "Traceback" not in result.err
+    assert land.canaries() == before
+    assert land.leaks() == []
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_a_secret_is_not_given_away_by_a_hard_link(
+    land: Land, btw: Btw, backup: Callable[[], Result], large: bool
+) -> None:
+    """A file of root's, linked into the chain, must not come back as a file of the user's."""
+    chain = fill(land, btw, backup, "rdiff")
+    os.link(land.roots / ("large" if large else "small"), land.dst / chain / DATA / "extra")
+    before = land.canaries()
+    result = backup()
+    assert result.status == 1
+    assert "refused" in result.err
+    assert land.canaries() == before
+    assert land.leaks() == []
+
+
+# While root works
+
+
+SWAPPER = """
+import os, sys
+path, other, aside = sys.argv[1:]
+try:
+    os.symlink(other, path + ".link")
+except FileExistsError:
+    pass
+print("ready", flush=True)
+while True:
+    for old, new in ((path, aside), (path + ".link", path), (path, path + ".link"), (aside, path)):
+        try:
+            os.rename(old, new)
+        except OSError:
+            pass
+"""
+
+
+@contextmanager
+def swapping(path: Path, other: Path) -> Iterator[None]:
+    """The user puts a link in the place of ``path``, and takes it away, all the time."""
+    argv = ["setpriv", f"--reuid={ids()[0]}", f"--regid={ids()[1]}", "--clear-groups", "/usr/bin/python3"]
+    aside = path.with_name(path.name + ".aside")
+    process = subprocess.Popen([*argv, "-c", SWAPPER, path, other, aside], stdout=subprocess.PIPE, cwd="/")
+    assert process.stdout is not None
+    process.stdout.readline()
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        for left in (path, path.with_name(path.name + ".link")):
+            if left.is_symlink():
+                left.unlink()
+        if aside.exists() and not path.exists():
+            aside.rename(path)
+
+
+@pytest.mark.skipif(not os.path.exists("/usr/bin/python3"), reason="the user needs a Python")
+@pytest.mark.parametrize("name", ["log.txt", ".btw-backup", "", "backup.tar", DATA, f"{DATA}/increments"])
+def test_names_are_swapped_while_root_works(
+    land: Land, btw: Btw, backup: Callable[[], Result], name: str
+) -> None:
+    chain = fill(land, btw, backup, "rdiff")
+    assert backup().status == 0
+    (land.dst / "log.txt").touch()
+    os.chown(land.dst / "log.txt", *ids())
+    path = pick(land, name, chain)
+    other = land.roots / ("large" if path.is_file() else "directory")
+    before = land.canaries()
+    with swapping(path, other):
+        for number in range(6):
+            if number % 2:  # else a note in log.txt is all there is to write
+                change(land, number)
+            result = backup()
+            assert result.status in (0, 1), result
+            assert "Traceback" not in result.err
+            if result.status == 1:
+                assert result.err
+    assert land.canaries() == before
+    assert land.leaks() == []
+    # Whatever became of the destination, root can go on with it.
+    for strange in (path.with_name(path.name + ".aside"), path):
+        if strange.is_symlink():
+            strange.unlink()
+    change(land, 99)
+    result = backup()
+    assert result.status == 0 or "refused" in result.err or "not a private directory" in result.err, result
+    assert land.canaries() == before
+
+
+# Metadata that leads out of the chain
+
+
+@pytest.mark.parametrize("padding", [0, 2 << 20])
+@pytest.mark.parametrize("newest", [True, False])
+def test_metadata_that_names_other_files(
+    land: Land, btw: Btw, backup: Callable[[], Result], newest: bool, padding: int
+) -> None:
+    chain = fill(land, btw, backup, "rdiff")
+    if not newest:
+        assert backup().status == 0
+        change(land, 3)
+    pattern = "mirror_metadata.*.snapshot.gz" if newest else "mirror_metadata.*.diff.gz"
+    path = sorted((land.dst / chain / DATA).glob(pattern))[-1]
+    text = gzip.decompress(path.read_bytes())
+    fields = b"  Type reg\n  Size 23\n  SHA1Digest 0\n  ModTime 1\n  Uid 0\n  Gid 0\n  Permissions 384\n"
+    names = [b"../" * depth + b"roots/" + name for depth in range(1, 7) for name in (b"small", b"large")]
+    text += b"  Unknown padding\n" * (padding // 18)
+    path.write_bytes(gzip.compress(text + b"".join(b"File " + name + b"\n" + fields for name in names)))
+    before = land.canaries()
+    visible = {entry: entry.read_bytes() for entry in land.dst.rglob("*") if entry.is_file()}
+    result = backup()
+    assert land.canaries() == before
+    assert land.leaks() == []
+    # Refused; or taken for damaged, so that rdiff-backup is kept away from it.
+    if padding and result.status == 0:
+        assert "cannot add to the chain" in result.err
+        assert (land.dst / "log.txt").read_text().count(chain) == 1
+        return
+    assert result.status == 1, result
+    assert "refused" in result.err
+    shown = [entry for entry in visible if ".btw-backup" not in entry.parts]
+    assert {entry: entry.read_bytes() for entry in shown} == {entry: visible[entry] for entry in shown}
+
+
+# Hostile sources
+
+
+def newest_archive(land: Land, btw: Btw) -> Path:
+    names = [line for line in btw("list", land.dst).out.splitlines() if not line.startswith(" ")]
+    return land.dst / names[-1] / "backup.tar"
+
+
+@pytest.mark.parametrize("kind", ["rdiff", "tar"])
+def test_names_that_look_like_options(land: Land, btw: Btw, backup: Callable[[], Result], kind: str) -> None:
+    pwned = land.top / "PWNED"
+    script = land.src / "x"
+    script.write_text(f"#!/bin/sh\ntouch {pwned}\n")
+    script.chmod(0o755)
+    names = [
+        "-",
+        "--",
+        "-C",
+        "-rf",
+        "--checkpoint=1",
+        "--checkpoint-action=exec=sh x",
+        "@x",
+        "host:file",
+        "a::b",
+    ]
+    names += ["--use-compress-program=sh x", "--to-command=sh x", "-Ish x", "--remove-files", "--exclude=*"]
+    names += [
+        "new\nline",
+        "\x1b[2Jescape",
+        "back\\slash",
+        "$(sh x)",
+        "`sh x`",
+        "; sh x",
+        "*",
+        "caf\udce9",
+        " ",
+    ]
+    for name in names:
+        (land.src / name).write_text(f"in {name!r}\n")
+        (land.src / f"in {name}").mkdir()
+        (land.src / f"in {name}" / name).write_text("further down\n")
+    (land.src / "new\nline link").symlink_to("/etc/passwd")
+    os.mkfifo(land.src / "fifo")
+    with socket.socket(socket.AF_UNIX) as listening, _inside(land.src):
+        listening.bind("socket")
+    os.mknod(land.src / "device", 0o600 | 0o020000, os.makedev(1, 3))
+    assert btw("fs-init", "--type", kind, land.src, "name").status == 0
+    result = backup()
+    assert result.status in (0, 3)
+    assert not pwned.exists()
+    assert "\x1b" not in result.err
+    out = land.top / "out"
+    out.mkdir()
+    (name,) = btw("list", land.dst).out.splitlines()
+    archive = land.dst / name if kind == "tar" else land.dst / name / "backup.tar"
+    unpack = ["--bzip2"] if kind == "tar" else []
+    subprocess.run(["tar", "--force-local", "-C", out, *unpack, "-xpf", archive], check=True)
+    (land.src / "socket").unlink()  # tar stores none
+    subprocess.run(["tar", "-C", land.src, "--compare", "--force-local", *unpack, "-f", archive], check=True)
+    kept = sorted(os.listdir(os.fsencode(land.src)))
+    assert sorted(os.listdir(os.fsencode(out))) == kept
+    assert backup().status in (0, 3)
+    assert len(btw("list", land.dst).out.splitlines()) <= 2
+
+
+def test_a_source_named_like_an_option(land: Land, btw: Btw) -> None:
+    pwned = land.top / "PWNED"
+    source = land.top / "--checkpoint-action=exec=touch PWNED"
+    source.mkdir()
+    (source / "file").write_text("content\n")
+    file = land.top / "-one file"
+    file.write_text("content\n")
+    for path in (source, file):
+        dst = Path(tempfile.mkdtemp(dir=land.top))
+        assert btw("fs-init", "--type", "rdiff", path, "name", cwd=land.top).status == 0
+        assert btw("fs", path, dst, cwd=land.top) == (0, "", "")
+        assert not pwned.exists()
+        assert len(btw("list", dst).out.splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["rdiff", "tar"])
+def test_a_growing_file(land: Land, btw: Btw, backup: Callable[[], Result], kind: str) -> None:
+    assert btw("fs-init", "--type", kind, land.src, "name").status == 0
+    growing = land.src / "growing"
+    growing.write_bytes(os.urandom(20_000_000))
+    ending = threading.Event()
+
+    def grow() -> None:
+        with growing.open("ab") as file:
+            while not ending.is_set():
+                file.write(b"more\n" * 200)
+                file.flush()
+                time.sleep(0.001)
+
+    thread = threading.Thread(target=grow)
+    thread.start()
+    try:
+        result = backup()
+    finally:
+        ending.set()
+        thread.join()
+    assert result == (0, "", "")
+    log = (land.dst / "log.txt").read_text()
+    assert "growing" in log
+    assert "chang" in log
+    (name,) = btw("list", land.dst).out.splitlines()
+    archive = land.dst / name if kind == "tar" else land.dst / name / "backup.tar"
+    unpack = ["--bzip2"] if kind == "tar" else []
+    out = subprocess.run(
+        ["tar", "--force-local", *unpack, "-xOf", archive, "./growing"], check=True, capture_output=True
+    )
+    assert growing.read_bytes()[: len(out.stdout)] == out.stdout
+    assert len(out.stdout) >= 20_000_000
+
+
+def test_a_directory_is_swapped_with_a_link_while_read(
+    land: Land, btw: Btw, backup: Callable[[], Result]
+) -> None:
+    """The owner of a part of the source must not get root's files into the archive that way."""
+    theirs = land.src / "theirs"
+    theirs.mkdir()
+    inner = theirs / "inner"
+    inner.mkdir()
+    for number in range(200):
+        (inner / f"file {number}").write_text("theirs\n")
+    for path in [theirs, inner, *inner.iterdir()]:
+        os.chown(path, *ids())
+    assert btw("fs-init", "--type", "rdiff", land.src, "name").status == 0
+    before = land.canaries()
+    with swapping(inner, land.roots / "directory"):
+        for number in range(6):
+            change(land, number)
+            result = backup()
+            assert result.status in (0, 3), result
+            assert "Traceback" not in result.err
+            assert MARK not in newest_archive(land, btw).read_bytes()
+    assert land.canaries() == before
+    assert land.leaks() == []
+
+
+def test_five_thousand_levels(land: Land, btw: Btw, backup: Callable[[], Result]) -> None:
+    levels = 5000
+    fd = os.open(land.src, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir("d", dir_fd=fd)
+        inner = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = inner
+    os.close(fd)
+    assert btw("fs-init", "--type", "rdiff", land.src, "name").status == 0
+    result = backup()
+    assert "Traceback" not in result.err
+    if result.status == 0:
+        listing = subprocess.run(
+            ["tar", "--force-local", "-tf", newest_archive(land, btw)], check=True, capture_output=True
+        )
+        deepest = max(line.count(b"d/") for line in listing.stdout.splitlines())
+        assert deepest == levels
+    else:
+        assert result.status in (1, 3)
+        assert result.err
+    assert backup().status == result.status

@@ -1,0 +1,374 @@
+"""``btw-backup status``: what monitors read, and how it behaves where the destination is not ours."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from btw_backup import status
+from btw_backup.status import Facts, Report, State, judge, last_unchanged, line, worst
+
+from .conftest import Btw
+from .test_list import rdiff_backup
+
+NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+GOOD = Facts(NOW - 5 * HOUR, NOW - 2 * HOUR, 3, 286_000_000, False)
+EMPTY = Facts(None, None, 0, 0, False)
+LONG_AGO = "2001-02-03T04:05:06.tbz"
+UNCHANGED = "no change in the data to be backed up:"
+
+LINE = re.compile(
+    r"BTW-BACKUP (OK|WARNING|CRITICAL|UNKNOWN) - ([^|\n]+)"
+    r"( \| (age=-?\d+s;;\d*;0 )?points=\d+ size=\d+B)?"
+)
+KEYS = {
+    "destination": (str,),
+    "status": (str,),
+    "problem": (str, type(None)),
+    "newest": (str, type(None)),
+    "last_success": (str, type(None)),
+    "age": (int, type(None)),
+    "points": (int, type(None)),
+    "stored": (int, type(None)),
+}
+SAMPLE = re.compile(r'(btw_backup_[a-z_]+)\{destination="((?:[^"\\\n]|\\[\\"n])*)"\} (\d+)')
+METRICS = ["newest_point_timestamp_seconds", "last_success_timestamp_seconds", "points", "stored_bytes"]
+
+
+def reported(btw: Btw, *args: str | Path) -> tuple[int, list[str]]:
+    """The exit status and the lines, each in the form that monitors read."""
+    result = btw("status", *args)
+    assert result.err == ""
+    lines = result.out.splitlines()
+    assert all(LINE.fullmatch(text) for text in lines), lines
+    return result.status, lines
+
+
+def as_objects(btw: Btw, *args: str | Path) -> tuple[int, list[dict[str, Any]]]:
+    """The exit status, and what ``--json`` prints, each object of the documented form."""
+    result = btw("status", "--json", *args)
+    assert result.err == ""
+    found: list[dict[str, Any]] = json.loads(result.out)
+    for each in found:
+        assert list(each) == list(KEYS)
+        assert all(type(each[key]) in types for key, types in KEYS.items())
+    return result.status, found
+
+
+def samples(text: str) -> dict[tuple[str, str], int]:
+    """The values in an exposition, by metric and label, after what a collector insists on."""
+    assert text.endswith("\n")
+    found: dict[tuple[str, str], int] = {}
+    described: dict[str, list[str]] = {}
+    for each in text.splitlines():
+        if comment := re.fullmatch(r"# (HELP|TYPE) (\S+) (.+)", each):
+            described.setdefault(comment[2], []).append(comment[1])
+            assert comment[1] == "HELP" or comment[3] == "gauge"
+            continue
+        sample = SAMPLE.fullmatch(each)
+        assert sample, each
+        assert sample[1] == list(described)[-1] and (sample[1], sample[2]) not in found
+        found[sample[1], sample[2]] = int(sample[3])
+    assert described == {f"btw_backup_{name}": ["HELP", "TYPE"] for name in METRICS}
+    return found
+
+
+@pytest.fixture
+def backed_up(btw: Btw, src: Path, dst: Path) -> Path:
+    """A destination with one tarball, made now."""
+    assert btw("fs-init", "--type", "tar", src, "name").status == 0
+    assert btw("fs", src, dst).status == 0
+    return dst
+
+
+@pytest.mark.parametrize(
+    ("facts", "max_age", "state"),
+    [
+        (GOOD, None, State.OK),
+        (GOOD, 2 * HOUR, State.OK),
+        (GOOD, 2 * HOUR - timedelta(seconds=1), State.CRITICAL),
+        (GOOD._replace(interrupted=True), 2 * HOUR, State.WARNING),
+        (GOOD._replace(interrupted=True), HOUR, State.CRITICAL),
+        (GOOD._replace(newest=NOW + HOUR, success=NOW + HOUR), HOUR, State.WARNING),
+        (GOOD._replace(success=NOW), timedelta(), State.OK),
+        (EMPTY, None, State.WARNING),
+        (EMPTY, HOUR, State.CRITICAL),
+    ],
+)
+def test_states(facts: Facts, max_age: timedelta | None, state: State) -> None:
+    found, problem = judge(facts, NOW, max_age)
+    assert found == state and bool(problem) == (state != State.OK)
+
+
+def test_what_is_worse() -> None:
+    assert worst([State.OK, State.OK]) == State.OK
+    assert worst([State.WARNING, State.OK]) == State.WARNING
+    assert worst([State.UNKNOWN, State.WARNING]) == State.UNKNOWN
+    assert worst([State.CRITICAL, State.UNKNOWN]) == State.CRITICAL
+
+
+def test_lines() -> None:
+    assert line(Report("/b/etc", State.OK, "", GOOD), NOW, 26 * HOUR) == (
+        "BTW-BACKUP OK - /b/etc: newest point 2026-11-23T07:00:00, last success 2h 0m ago, 3 points, 286 MB"
+        " | age=7200s;;93600;0 points=3 size=286000000B"
+    )
+    assert line(Report("/b", State.WARNING, "no backups yet", EMPTY), NOW, None) == (
+        "BTW-BACKUP WARNING - /b: no backups yet, 0 points, 0 B | points=0 size=0B"
+    )
+    assert line(Report("/b", State.UNKNOWN, "gone", None), NOW, None) == "BTW-BACKUP UNKNOWN - /b: gone"
+    forged = Report("/b|age=0s\nBTW-BACKUP OK\x1b[2J", State.UNKNOWN, "a | b", None)
+    assert LINE.fullmatch(line(forged, NOW, None))
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        ("", None),
+        (f"2026-11-22T22:16:17: {UNCHANGED} skipping creation of new incremental backup\n", "22:16:17"),
+        (f"2026-11-22T22:16:17: {UNCHANGED} skipping creation of new full backup\n", "22:16:17"),
+        (f"2026-11-22T22:16:17.tbz: {UNCHANGED} dropping backup\n", "22:16:17"),
+        (f"2026-11-22T22:16:17.tar.zst: {UNCHANGED} dropping backup", "22:16:17"),
+        (
+            f"2026-11-22T22:16:17.tbz: {UNCHANGED} dropping backup\n"
+            f"2026-11-22T22:16:18.tbz: {UNCHANGED} dropping backup\n"
+            "2026-11-22T22:16:19: tar: ./x: file changed as we read it\n",
+            "22:16:18",
+        ),
+        (f"2026-11-22T22:16:17: tar: ./2026-11-22T22:16:17: {UNCHANGED} dropping backup\n", None),
+        (f"2026-13-22T22:16:17: {UNCHANGED} dropping backup\n", None),
+        (f"2026-11-22: {UNCHANGED} dropping backup\n", None),
+    ],
+)
+def test_log_lines(log: str, expected: str | None) -> None:
+    found = last_unchanged(log.encode())
+    assert (found and f"{found:%H:%M:%S}") == expected
+
+
+def test_a_good_backup(btw: Btw, backed_up: Path) -> None:
+    exit_status, [text] = reported(btw, "--max-age", "1h", backed_up)
+    assert exit_status == 0
+    assert text.startswith(f"BTW-BACKUP OK - {backed_up}: newest point 2")
+    assert ", 1 point, " in text and ";;3600;0 points=1 size=" in text
+
+
+def test_a_run_that_found_nothing_changed_is_a_success(btw: Btw, src: Path, backed_up: Path) -> None:
+    [made] = backed_up.glob("*.tbz")
+    made.rename(backed_up / LONG_AGO)
+    exit_status, [text] = reported(btw, "--max-age", "1h", backed_up)
+    assert exit_status == 2 and "CRITICAL" in text and "no success within 1h 0m" in text
+    assert reported(btw, backed_up)[0] == 0
+    assert btw("fs", src, backed_up).status == 0
+    assert "dropping backup" in (backed_up / "log.txt").read_text()
+    exit_status, [found] = as_objects(btw, "--max-age", "1h", backed_up)
+    assert (exit_status, found["status"], found["newest"]) == (0, "OK", "2001-02-03T04:05:06Z")
+    assert found["last_success"] > "2001" and 0 <= found["age"] < 600
+
+
+def test_no_backups(btw: Btw, dst: Path) -> None:
+    assert reported(btw, dst) == (
+        1,
+        [f"BTW-BACKUP WARNING - {dst}: no backups yet, 0 points, 0 B | points=0 size=0B"],
+    )
+    (dst / "log.txt").write_text(f"2026-11-22T22:16:17.tbz: {UNCHANGED} dropping backup\n")
+    assert reported(btw, "--max-age", "24h", dst)[0] == 2
+
+
+def test_an_interrupted_chain(btw: Btw, dst: Path, tmp_path: Path) -> None:
+    chain = dst / "2001-02-03T04:05:06"
+    rdiff_backup(chain, tmp_path / "s", 981_173_106)
+    assert reported(btw, dst)[0] == 0
+    data = chain / "rdiff-backup-data"
+    [marker] = data.glob("current_mirror.*")
+    shutil.copy(marker, data / "current_mirror.2001-02-03T05:05:06Z.data")
+    exit_status, [text] = reported(btw, dst)
+    assert exit_status == 1 and "WARNING" in text and "interrupted" in text
+    (dst / "2001-02-04T04:05:06.tbz").touch()
+    assert reported(btw, dst)[0] == 0
+
+
+def test_a_point_in_the_future(btw: Btw, dst: Path) -> None:
+    (dst / "2999-01-01T00:00:00.tbz").touch()
+    exit_status, [text] = reported(btw, "--max-age", "1h", dst)
+    assert exit_status == 1 and "in the future" in text and "age=-" in text
+
+
+def test_the_worst_of_several(btw: Btw, backed_up: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / LONG_AGO).touch()
+    paths = [tmp_path / "missing", backed_up, tmp_path / "empty", backed_up]
+    exit_status, lines = reported(btw, *paths)
+    assert exit_status == 3
+    assert [text.split()[1] for text in lines] == ["UNKNOWN", "OK", "WARNING"]
+    assert "does not exist" in lines[0] and "|" not in lines[0]
+    exit_status, found = as_objects(btw, "--max-age", "1h", *paths, tmp_path / "old")
+    assert exit_status == 2
+    assert [each["status"] for each in found] == ["UNKNOWN", "OK", "CRITICAL", "CRITICAL"]
+    assert (found[0]["points"], found[0]["stored"], found[0]["newest"]) == (None, None, None)
+
+
+def test_space(btw: Btw, dst: Path) -> None:
+    """What du says of the files, hard links once, the private directory included."""
+    (dst / ".btw-backup").mkdir()
+    (dst / ".btw-backup" / "some").write_bytes(os.urandom(50_000))
+    os.link(dst / ".btw-backup" / "some", dst / LONG_AGO)
+    with open(dst / "sparse", "wb") as file:
+        file.truncate(1 << 30)
+    (dst / "link").symlink_to("/usr")
+    inodes = {path.lstat().st_ino: path.lstat().st_blocks * 512 for path in dst.rglob("*")}
+    assert as_objects(btw, dst)[1][0]["stored"] == sum(inodes.values())
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "directory", "dangling"])
+def test_a_log_that_is_none(btw: Btw, dst: Path, tmp_path: Path, kind: str) -> None:
+    (dst / LONG_AGO).touch()
+    (tmp_path / "log").write_text(f"2020-11-22T22:16:17.tbz: {UNCHANGED} dropping backup\n")
+    shutil.copy(tmp_path / "log", dst / "log.txt")
+    assert as_objects(btw, dst)[1][0]["last_success"] == "2020-11-22T22:16:17Z"
+    (dst / "log.txt").unlink()
+    if kind == "fifo":
+        os.mkfifo(dst / "log.txt")
+    elif kind == "directory":
+        (dst / "log.txt").mkdir()
+    else:
+        (dst / "log.txt").symlink_to(tmp_path / "log" if kind == "link" else "nowhere")
+    exit_status, [found] = as_objects(btw, dst)
+    assert (exit_status, found["last_success"]) == (0, "2001-02-03T04:05:06Z")
+
+
+def test_only_the_end_of_a_log_is_read(btw: Btw, dst: Path) -> None:
+    (dst / LONG_AGO).touch()
+    with open(dst / "log.txt", "w") as log:
+        log.truncate(200 << 30)
+        log.seek(200 << 30)
+        log.write(f"\n2020-11-22T22:16:17.tbz: {UNCHANGED} dropping backup\n")
+    assert as_objects(btw, dst)[1][0]["last_success"] == "2020-11-22T22:16:17Z"
+
+
+def test_deep_directories_of_somebody_else(btw: Btw, dst: Path) -> None:
+    (dst / LONG_AGO).touch()
+    deep = "import os\nfor _ in range(3000): os.mkdir('d'); os.chdir('d')"
+    subprocess.run(["python3", "-c", deep], cwd=dst, check=True)
+    exit_status, [found] = as_objects(btw, dst)
+    subprocess.run(["rm", "-rf", dst / "d"], check=True)
+    assert (exit_status, found["points"]) == (0, 1)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+@pytest.mark.parametrize("hidden", [".", "log.txt", "2001-02-03T04:05:06"])
+def test_what_may_not_be_read_is_unknown(tmp_path: Path, hidden: str) -> None:
+    """But for the private directory, which is root's alone."""
+    dst = Path(tempfile.mkdtemp(prefix="btw-status-"))
+    try:
+        rdiff_backup(dst / "2001-02-03T04:05:06", tmp_path / "s", 981_173_106)
+        (dst / "log.txt").touch()
+        (dst / ".btw-backup").mkdir(mode=0o700)
+        for path in (dst, *dst.rglob("*")):
+            path.chmod(0o700 if path.name == ".btw-backup" else 0o755)
+        assert (as_nobody(dst).state, as_nobody(dst).problem) == (State.OK, "")
+        (dst / hidden).chmod(0o600)
+        report = as_nobody(dst)
+    finally:
+        shutil.rmtree(dst)
+    assert (report.state, report.facts) == (State.UNKNOWN, None)
+    assert report.problem.endswith("Permission denied")
+
+
+def as_nobody(dst: Path) -> Report:
+    """What a user sees who may do nothing in particular."""
+    os.seteuid(65534)
+    try:
+        return status._report(str(dst), NOW, None)
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+def test_a_read_only_disk(btw: Btw, backed_up: Path) -> None:
+    subprocess.run(["mount", "--bind", "-o", "ro", backed_up, backed_up], check=True)
+    try:
+        assert reported(btw, "--max-age", "1h", backed_up)[0] == 0
+    finally:
+        subprocess.run(["umount", backed_up], check=True)
+
+
+def test_nothing_is_written_to_the_destination(btw: Btw, backed_up: Path) -> None:
+    before = {path: path.lstat().st_mtime_ns for path in [backed_up, *backed_up.rglob("*")]}
+    reported(btw, backed_up)
+    assert {path: path.lstat().st_mtime_ns for path in [backed_up, *backed_up.rglob("*")]} == before
+
+
+def test_prometheus(btw: Btw, backed_up: Path, tmp_path: Path) -> None:
+    odd = tmp_path / 'a "quoted" \\ name\nof two lines'
+    odd.mkdir()
+    target = tmp_path / "collector" / "btw.prom"
+    target.parent.mkdir()
+    plain = btw("status", backed_up, odd, tmp_path / "missing")
+    assert btw("status", "--prometheus", target, backed_up, odd, tmp_path / "missing").status == plain.status
+    values = samples(target.read_text())
+    made = datetime.strptime(next(backed_up.glob("2*")).name[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC)
+    assert values["btw_backup_newest_point_timestamp_seconds", str(backed_up)] == made.timestamp()
+    assert values["btw_backup_last_success_timestamp_seconds", str(backed_up)] == made.timestamp()
+    assert values["btw_backup_points", str(backed_up)] == 1
+    assert values["btw_backup_stored_bytes", str(backed_up)] > 0
+    escaped = str(odd).replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+    assert {name for name, label in values if label == escaped} == {
+        "btw_backup_points",
+        "btw_backup_stored_bytes",
+    }
+    assert len(values) == 6
+    assert target.stat().st_mode & 0o7777 == 0o644
+    assert os.listdir(target.parent) == ["btw.prom"]
+
+
+def test_a_name_that_is_no_text(btw: Btw, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"latin \xe9")
+    odd.mkdir()
+    (odd / LONG_AGO).touch()
+    for env in ({}, {"PYTHONIOENCODING": "ascii"}):
+        result = btw("status", "--prometheus", tmp_path / "prom", odd, env=env)
+        assert (result.status, result.err) == (0, "") and "latin \\udce9: newest" in result.out
+    assert len(samples((tmp_path / "prom").read_text(encoding="utf-8"))) == 4
+    assert as_objects(btw, odd)[1][0]["destination"] == str(odd)
+
+
+def test_the_old_file_stays_when_the_new_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "collector" / "btw.prom"
+    target.parent.mkdir()
+    target.write_text("old\n")
+
+    def fail(fd: int) -> None:
+        [prepared] = set(os.listdir(target.parent)) - {"btw.prom"}
+        assert not prepared.endswith(".prom") and target.read_text() == "old\n"
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError):
+        status._replace(str(target), b"new\n")
+    assert os.listdir(target.parent) == ["btw.prom"] and target.read_text() == "old\n"
+
+
+@pytest.mark.parametrize("obstacle", ["no directory", "a directory"])
+def test_a_file_that_cannot_be_written(btw: Btw, backed_up: Path, tmp_path: Path, obstacle: str) -> None:
+    target = tmp_path / "collector" / "btw.prom"
+    if obstacle == "a directory":
+        target.mkdir(parents=True)
+    result = btw("status", "--prometheus", target, backed_up)
+    assert result.status == 3 and result.out.startswith("BTW-BACKUP OK")
+    assert re.fullmatch(rf"btw_backup: {target}: .+\n", result.err)
+    assert not target.parent.exists() or os.listdir(target.parent) == ["btw.prom"]
+
+
+@pytest.mark.parametrize("arguments", ["", "--max-age x .", "--max-age .", "--prometheus ."])
+def test_usage_errors(btw: Btw, arguments: str) -> None:
+    assert btw("status", *arguments.split()).status == 2
