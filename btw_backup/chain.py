@@ -132,6 +132,14 @@ def restore(within: int, name: str, stamp: str, target: int) -> None:
     _run(argv, within, target).check()
 
 
+def verify(within: int, name: str, stamp: str) -> None:
+    """Have rdiff-backup compare a point with its recorded digest. Raises Error where it differs."""
+    argv = ["rdiff-backup", "--new", "-v0", "--terminal-verbosity", "2", "verify", "--at", stamp, name]
+    result = process.run(argv, cwd=within)
+    if result.status != 0:
+        raise Error(f"rdiff-backup cannot verify {name} at {stamp}", said=result.said)
+
+
 def repaired_copy(chain: int, within: int, name: str) -> None:
     """Make a copy of an interrupted chain, brought back to its last point, without touching it."""
     os.mkdir(name, 0o700, dir_fd=within)

@@ -62,6 +62,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "btw-backup") -> int:
     for signum in SIGNALS:
         if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup(1)
             signal.signal(signum, _end)
+    if list(argv) == ["--version"]:  # what scripts ask; the parser takes longer than all the rest
+        print(f"{prog} {__version__}")
+        return 0
     messages = Messages(prog)
     try:
         args = build_parser(prog, argv).parse_args(argv)

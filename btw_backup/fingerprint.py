@@ -44,18 +44,19 @@ def _walk(source: Source, digest: "hashlib.blake2b") -> int:
     newest = _add(digest, top, root)
     waiting = [source.directory] if stat.S_ISDIR(root.st_mode) else []
     while waiting:
+        # As the directory has them: sorted, all would have to be kept. Another order of the same
+        # files is only taken for a change.
         with os.scandir(waiting.pop()) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
-        for entry in found:
-            if entry.path in pruned:
-                continue
-            inode = entry.stat(follow_symlinks=False)
-            newest = max(newest, _add(digest, entry.path, inode))
-            if stat.S_ISDIR(inode.st_mode):
-                if not source.one_file_system or inode.st_dev == root.st_dev:
-                    waiting.append(entry.path)
-            elif stat.S_ISLNK(inode.st_mode):
-                digest.update(os.fsencode(os.readlink(entry.path)) + b"\0")
+            for entry in entries:
+                if entry.path in pruned:
+                    continue
+                inode = entry.stat(follow_symlinks=False)
+                newest = max(newest, _add(digest, entry.path, inode))
+                if stat.S_ISDIR(inode.st_mode):
+                    if not source.one_file_system or inode.st_dev == root.st_dev:
+                        waiting.append(entry.path)
+                elif stat.S_ISLNK(inode.st_mode):
+                    digest.update(os.fsencode(os.readlink(entry.path)) + b"\0")
     return newest
 
 

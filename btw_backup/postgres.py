@@ -24,7 +24,7 @@ _MAINTENANCE = "postgres"
 _DUPLICATE_OBJECT = "42710"
 # Statements as pg_restore writes them, each on a line.
 _CREATE = re.compile(rb"CREATE DATABASE .* WITH TEMPLATE = template0 (.*);$")
-_DROP = re.compile(rb"DROP |ALTER TABLE IF EXISTS .* DROP |SELECT CASE WHEN EXISTS.*lo_unlink")
+_SETTING = re.compile(rb"--|SET |SELECT pg_catalog\.set_config|\\restrict |\n")
 _COUNT_OBJECTS = r"""
 SELECT (SELECT count(*) FROM pg_catalog.pg_class c
         WHERE c.relnamespace <> ALL (s.system) AND c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f'))
@@ -221,13 +221,17 @@ def _drop_contents(database: str, dump_file: int, server: Server) -> None:
 
 
 def _drops(script: Iterable[bytes]) -> Iterator[bytes]:
-    """The statements of a script that drop something; a name may hold line breaks."""
-    inside = False
+    """The statements that drop what a script makes: the first ones after its settings.
+
+    A name may hold line breaks. What is made, and its rows, follow below the first ``-- Name:``.
+    """
+    before, inside = True, False
     for line in script:
-        inside = inside or _DROP.match(line) is not None
-        if inside:
+        if inside or not _SETTING.match(line):
             yield line
-            inside = not line.endswith(b";\n")
+            before, inside = False, not line.endswith(b";\n")
+        elif line.startswith((b"-- Name: ", b"-- Data for Name: ")) or (not before and line != b"\n"):
+            return
 
 
 def holds_objects(database: str, server: Server) -> bool:

@@ -140,6 +140,23 @@ def opened(destination: int, chosen: Chosen) -> Iterator[Content]:
                     yield Content(name, file, "none", digest)
 
 
+def verify_older(destination: int, chosen: Chosen) -> bool:
+    """Check an older point of a chain without restoring it. False where that can't be done.
+
+    What has the digest of the archive or dump that was stored is that, and was whole then. Raises
+    Error where it is damaged.
+    """
+    backup, point = chosen
+    if not backup.is_chain or backup.interrupted or point == backup.points[-1]:
+        return False
+    with naming(backup.name), directory(backup.name, destination) as top:
+        check_tree(top)
+        if chain.recorded_digest(top, point.stamp) is None:
+            return False
+    chain.verify(destination, backup.name, point.stamp)
+    return True
+
+
 def _restore(destination: int, top: int, chosen: Chosen, target: int) -> None:
     """Restore an older point of a chain into the directory ``target``."""
     backup, point = chosen

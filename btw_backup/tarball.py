@@ -19,6 +19,8 @@ TAG = "NOBACKUP-TAG"
 # tar ends an archive with two blocks of zeros; one that it gave up lacks them.
 _END = bytes(1024)
 
+_PIPE = 1 << 20
+
 # What tar says of members that are asked for and not there, and then of itself.
 _PASSED_OVER = (": Not found in archive", "Exiting with failure status due to previous errors")
 
@@ -279,9 +281,9 @@ def listing() -> Iterator[Unpacking]:
 
 
 def _widen(pipe: IO[bytes]) -> None:
-    """Give a pipe room for a block, where the system allows it."""
+    """Give a pipe room for several blocks, where the system allows it."""
     with suppress(OSError):  # the user's share of pipe buffers may be used up (pipe(7))
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, BLOCK)
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE)
 
 
 def changed_stream(archive: Archive, previous: tuple[int, str] | None) -> Iterator[bytes] | None:

@@ -37,11 +37,8 @@ def run(args: argparse.Namespace) -> int:
         for chosen in points:
             time = format_moment(chosen.point.time)
             try:
-                with reading.opened(destination, chosen) as content:
-                    with args.messages.progress(content.size()) as content.advance:
-                        _check(content)
-                    if args.restore_test and chosen == points[-1]:
-                        _restore_test(content, args.config_dir)
+                if not reading.verify_older(destination, chosen):
+                    _verify(destination, chosen, args, restore_test=chosen == newest and args.restore_test)
             except Error as error:
                 failures += 1
                 args.messages.said(error.said)
@@ -50,6 +47,17 @@ def run(args: argparse.Namespace) -> int:
             else:
                 args.messages.closing(f"{time}: ok")
     return FAILED if failures else 0
+
+
+def _verify(
+    destination: int, chosen: reading.Chosen, args: argparse.Namespace, *, restore_test: bool
+) -> None:
+    """Raise Error unless the point can be read to its last byte."""
+    with reading.opened(destination, chosen) as content:
+        with args.messages.progress(content.size()) as content.advance:
+            _check(content)
+        if restore_test:
+            _restore_test(content, args.config_dir)
 
 
 def _check(content: reading.Content) -> None:

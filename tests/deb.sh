@@ -1,12 +1,11 @@
 #!/bin/bash
 # Builds the Debian package, and uses it in a clean Debian tree: installs it, backs up, restores, completes,
 # reads its manual, and removes it. A line for each step; what a step printed only when it fails.
-# TREE=dir uses that tree, which then stays, instead of a new one.
+# MIRROR=url is where the tree comes from; TREE=dir uses that tree, which then stays, instead of a new one.
 set -u
 cd "$(dirname "$0")/.."
 
 SUITE=bookworm
-MIRROR=${MIRROR:-http://deb.debian.org/debian}
 SUDO=$([ "$(id -u)" = 0 ] || echo sudo)
 scratch=$(mktemp -d)
 tree=${TREE:-$scratch/tree}
@@ -45,21 +44,21 @@ run() { inside bash -euo pipefail -c "$1"; }
 apt() { inside apt-get -q -y --no-install-recommends "$@"; }
 
 plant() {
-    $SUDO apt-get install -q -y --no-install-recommends debootstrap lintian systemd-container
-    [ -d "$tree/usr" ] || $SUDO debootstrap --variant=minbase "$SUITE" "$tree" "$MIRROR"
+    $SUDO apt-get install -q -y --no-install-recommends debootstrap lintian systemd-container || return
+    [ -d "$tree/usr" ] || $SUDO debootstrap --variant=minbase "$SUITE" "$tree" ${MIRROR:+"$MIRROR"} || return
     attach
-    printf '#!/bin/sh\nexit 101\n' | $SUDO tee "$tree/usr/sbin/policy-rc.d" >/dev/null # no servers in a chroot
+    printf '#!/bin/sh\nexit 101\n' | $SUDO tee "$tree/usr/sbin/policy-rc.d" # no servers in a chroot
     $SUDO chmod +x "$tree/usr/sbin/policy-rc.d"
-    apt update
-    apt install bash-completion dbus fish man-db postgresql python3 systemd-sysv zsh
-    inside sh -c 'apt-mark -q manual $(dpkg-query -W -f "\${Package}\n")' # what is here before stays
-    booted <<<'#!/bin/sh'
+    apt update && apt install bash-completion dbus fish man-db postgresql python3 systemd-sysv zsh &&
+        inside sh -c 'apt-mark -q manual $(dpkg-query -W -f "\${Package}\n")' && # what is here before stays
+        booted <<<'#!/bin/sh'
 }
 
 # All files but what apt, dpkg and the programs of other packages keep for themselves.
 snapshot() {
-    run "find / -xdev \( -path /dev -o -path /proc -o -path /run -o -path /tmp -o -path /var/cache -o -path /var/lib/apt -o -path /var/lib/dpkg \
-        -o -path /var/lib/postgresql -o -path /var/log -o -name __pycache__ \) -prune -o -printf '%p %l\n' | sort"
+    run "find / -xdev -regextype posix-extended \
+        -regex '/(dev|proc|run|tmp|var/(cache|log|lib/(apt|dpkg|postgresql)))|.*/__pycache__' -prune \
+        -o -printf '%p %l\n' | sort"
 }
 
 completes() { # the shell's words, and what must be among the results
@@ -67,7 +66,7 @@ completes() { # the shell's words, and what must be among the results
         complete -p btw-backup; COMP_WORDS=("${@:2}"); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMP_LINE="${COMP_WORDS[*]}"
         COMP_POINT=${#COMP_LINE}; _shtab_btw_backup; printf "%s\n" "${COMPREPLY[@]}" | grep -qx -e "$1"' bash "$@"
 }
-fish_completes() { inside fish -c "complete -C '$1'" | grep -qE -e "^$2(\s|$)"; }
+fish_completes() { inside env HOME=/tmp fish -c "complete -C '$1'" | grep -qE -e "^$2(\s|$)"; }
 
 # An interactive zsh in a pseudo-terminal: what it completes must be a command that works.
 zsh_completes() {
@@ -144,12 +143,12 @@ set -eux
 export HOME=/root
 trap 'journalctl --no-pager -q -u "btw-backup*"' ERR
 systemctl start dbus postgresql@15-main
-su postgres -c 'createdb shop'
+su postgres -c 'dropdb --if-exists shop; createdb shop'
 echo 'RUN_AS = "postgres"' | tee ~/.btw-backup/shop.py >~/.btw-backup/global.py
 btw-backup fs-init --type tar / all
 cat >>~/.btw-backup/all.*/config.py <<'OPTIONS'
 ONE_FILE_SYSTEM = True
-COMPRESSION = "zstd"
+COMPRESSION = "gzip"
 EXCLUDE = ["./usr/lib", "./usr/share", "./tmp", "./var/lib/apt"]
 AFTER = ["sh", "-c", "! touch /usr/local/touched && touch /tmp/touched"]
 OPTIONS
@@ -179,8 +178,9 @@ step 'the example for cron' run 'ls /usr/share/doc/btw-backup/examples/btw-backu
 
 step 'apt remove' apt remove btw-backup
 step 'it is gone' run '! command -v btw-backup; ! man -w btw-backup; ! ls /lib/systemd/system/btw-backup*'
-step 'apt purge' apt purge --autoremove btw-backup
-kept='^/(srv/(www|restored)|var/backups/btw-backup|root/\.btw-backup)(/| |$)'
+step 'apt purge' apt purge --autoremove -o APT::AutoRemove::RecommendsImportant=0 \
+    -o APT::AutoRemove::SuggestsImportant=0 btw-backup
+kept='^/(srv/(www|restored)|var/backups/btw-backup|root/\.btw-backup)(/| |$)|^/var/lib/systemd/timers $'
 no_trace() { snapshot | diff "$scratch/before" - | sed -n 's/^[<>] //p' | grep -vE "$kept" | { ! grep .; }; }
 step 'no trace is left but backups and configuration' no_trace
 step 'which are all there' run "ls $dst/20*/backup.tar /root/.btw-backup/www.*/config.py"

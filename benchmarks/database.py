@@ -1,0 +1,64 @@
+"""The case of a database, on a PostgreSQL server of its own."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.postgres_servers import INSTALLATIONS, Server
+
+from .cases import Bench
+from .measure import BTW_BACKUP, Task, shell
+from .table import Row, compared
+
+_DATABASE = "benchmark"
+_ROW = 1000
+_ROWS_AT_ONCE = 50_000
+# A part that hardly can be compressed and a part that can be very well, below the size of TOAST.
+_TABLE = "CREATE TABLE measured (number bigint PRIMARY KEY, noise text, words text);"
+_INSERT = """
+INSERT INTO measured
+SELECT number, (SELECT string_agg(md5(number || ' ' || part), '') FROM generate_series(1, 14) AS part),
+       repeat(md5((number % 100)::text) || ' and the same again; ', 9)
+FROM generate_series({start} + 1, {stop}) AS number;
+"""
+
+
+def database(bench: Bench) -> Iterator[Row]:
+    """Unchanged runs of a database."""
+    server = Server(INSTALLATIONS[0])
+    place = bench.place("database")
+    try:
+        _fill(server, bench.scale.database // _ROW)
+        dst, config = place / "dst", place / "config"
+        dst.mkdir()
+        env = server.as_superuser
+        ours = Task([BTW_BACKUP, "--config-dir", config, "db", _DATABASE, dst], env=env)
+        dump = Task(shell(f'pg_dump -Fc {_DATABASE} > "{place}/alone.dump"'), env=env)
+        ours.run()
+        mine, theirs = bench.in_turn(ours, dump)
+        size = bench.scale.database // 1_000_000
+        yield compared(f"db, unchanged, {size:,} MB / pg_dump -Fc", mine, theirs, 1.4)
+        _expect_one_chain(dst)
+    finally:
+        server.stop()
+        shutil.rmtree(place)
+
+
+def programs() -> list[str]:
+    """The server that is measured."""
+    return [str(installation.bin / "postgres") for installation in INSTALLATIONS[:1] if installation.bin]
+
+
+def _fill(server: Server, rows: int) -> None:
+    server.psql(f"CREATE DATABASE {_DATABASE}")
+    server.psql(_TABLE, _DATABASE)
+    for start in range(0, rows, _ROWS_AT_ONCE):
+        stop = min(start + _ROWS_AT_ONCE, rows)
+        server.psql(_INSERT.format(start=start, stop=stop), _DATABASE)
+
+
+def _expect_one_chain(dst: Path) -> None:
+    """Raise where the runs did not do what was to be measured."""
+    names = [path.name for path in dst.glob("2*/rdiff-backup-data/increments.*")]
+    if len(list(dst.glob("2*"))) != 1 or names:
+        raise RuntimeError(f"the database was not unchanged: {names}")

@@ -1,0 +1,118 @@
+"""Running commands in turn, and what they take: seconds, memory, bytes written."""
+
+import os
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+BTW_BACKUP = str(Path(sys.executable).with_name("btw-backup"))
+
+# The program, and at its end what the kernel has counted for this process: wait4(2) would count
+# its children too.
+_PROBED = """
+import sys
+from btw_backup.cli import main
+try:
+    status = main(sys.argv[2:])
+finally:
+    counted = open("/proc/self/status").read() + open("/proc/self/io").read()
+    open(sys.argv[1], "w").write(counted)
+sys.exit(status)
+"""
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Task:
+    """A command that is measured; ``prepare`` is called before it, and not measured."""
+
+    argv: Sequence[str | Path]
+    prepare: Callable[[], None] = _nothing
+    cwd: Path = Path("/")
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def run(self) -> float:
+        """Run it from a quiet disk. Returns the seconds it took."""
+        self.prepare()
+        os.sync()
+        started = time.perf_counter()
+        self._call(self.argv)
+        return time.perf_counter() - started
+
+    def probe(self) -> "Probe | None":
+        """Run it once. Returns what our process took, None where it is not ours."""
+        if self.argv[0] != BTW_BACKUP:
+            self.run()
+            return None
+        self.prepare()
+        with tempfile.NamedTemporaryFile("r") as report:
+            self._call([sys.executable, "-c", _PROBED, report.name, *self.argv[1:]])
+            return Probe.read(report.read())
+
+    def _call(self, argv: Sequence[str | Path]) -> None:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            cwd=self.cwd,
+            env={**os.environ, **self.env},
+        )
+        if done.returncode != 0:
+            said = done.stderr.decode(errors="replace")
+            raise RuntimeError(f"{shlex.join(map(str, argv))} exited with {done.returncode}:\n{said}")
+
+
+class Probe(NamedTuple):
+    """What a run of ours took: the peak of its own memory, and the bytes that it caused to be written."""
+
+    memory: int
+    written: int
+
+    @classmethod
+    def read(cls, counted: str) -> "Probe":
+        peak = re.search(r"^VmHWM:\s+(\d+) kB", counted, re.MULTILINE)
+        written = re.search(r"^write_bytes: (\d+)", counted, re.MULTILINE)
+        assert peak and written
+        return cls(int(peak[1]) * 1024, int(written[1]))
+
+
+class Measured(NamedTuple):
+    """The seconds of one task in each round, and what its first run took where it is ours."""
+
+    seconds: list[float]
+    probe: Probe | None
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def in_turn(tasks: Sequence[Task], rounds: int) -> list[Measured]:
+    """Run all of them once to warm up, and then in turn, round by round."""
+    measured = [Measured([], task.probe()) for task in tasks]
+    for _ in range(rounds):
+        for task, result in zip(tasks, measured, strict=True):
+            result.seconds.append(task.run())
+    return measured
+
+
+def shell(*commands: str) -> list[str]:
+    """The command that runs these, one after another, by the shell."""
+    return ["bash", "-euo", "pipefail", "-c", "\n".join(commands)]
+
+
+def plus(one: Measured, other: Measured) -> Measured:
+    """Both of them, one after the other."""
+    return Measured([sum(pair) for pair in zip(one.seconds, other.seconds, strict=True)], None)
