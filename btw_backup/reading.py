@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -88,7 +89,10 @@ class Content:
         if not members:
             return set()
         with tarball.decompressed(self.file, self.compression) as stream:
-            return tarball.first_names(stream, members)
+            try:
+                return tarball.first_names(stream, members)
+            except tarfile.TarError as error:
+                raise Error(f"{self.name} is damaged: {error}") from error
 
     def check(self) -> None:
         """Raise Error where the file is not what was stored."""

@@ -255,13 +255,11 @@ def unpacking(target: int, members: Sequence[str]) -> Iterator[Unpacking]:
 def first_names(archive: Stream, members: Sequence[str]) -> set[str]:
     """What must be unpacked besides those members: the names under which hard-linked files are stored.
 
-    An archive holds the content of such a file under the first of its names only.
+    An archive holds the content of such a file under the first of its names only. Raises
+    tarfile.TarError where the archive is damaged.
     """
-    try:
-        with tarfile.open(fileobj=cast(IO[bytes], archive), mode="r|") as headers:
-            links = [entry for entry in headers if entry.islnk()]
-    except tarfile.TarError as error:
-        raise Error(f"the archive is damaged: {error}") from error
+    with tarfile.open(fileobj=cast(IO[bytes], archive), mode="r|") as headers:
+        links = [entry for entry in headers if entry.islnk()]
     wanted = {entry.linkname for entry in links if _is_among(entry.name, members)}
     return {name for name in wanted if not _is_among(name, members)}
 

@@ -19,6 +19,9 @@ DEFAULTS = {
     "ONE_FILE_SYSTEM": False,
     "COMPRESSION": "bzip2",
     "QUICK_CHECK": True,
+    "BEFORE": [],
+    "AFTER": [],
+    "ON_FAILURE": [],
 }
 EXISTS = "btw_backup: there is already a directory for this path"
 
