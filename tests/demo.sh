@@ -1,5 +1,5 @@
 #!/bin/sh
-# Backs up a small real tree, changes it, backs it up again and lists: what `make demo` shows.
+# Backs up a small real tree, changes it, backs it up again lists and restores it: what `make demo` shows.
 set -eu
 
 scratch=$(mktemp -d)
@@ -19,10 +19,16 @@ say backup fs "$scratch/tree" "$scratch/backups"
 say backup list "$scratch/backups"
 say cat "$scratch/backups/log.txt"
 
+first=$(btw-backup list "$scratch/backups" | head -n 1)
+say backup fs-restore "$scratch/backups" "$scratch/restored"
+say diff -r "$scratch/tree" "$scratch/restored"
+say backup fs-restore --at "$first" "$scratch/backups" "$scratch/restored-first"
+say diff -r "$scratch/before" "$scratch/restored-first"
+say backup verify "$scratch/backups"
+
 echo
-echo 'With tar and rdiff-backup alone, the newest point and the one before it:'
+echo 'The same with tar and rdiff-backup alone:'
 chain=$(find "$scratch/backups" -maxdepth 1 -name '2*')
-first=$(basename "$chain")
 mkdir "$scratch/newest" "$scratch/first"
 say tar --force-local -C "$scratch/newest" -xpf "$chain/backup.tar"
 say rdiff-backup --new -v2 restore --at "${first}Z" "$chain" "$scratch/older"
@@ -30,4 +36,4 @@ say tar --force-local -C "$scratch/first" -xpf "$scratch/older/backup.tar"
 say diff -r "$scratch/tree" "$scratch/newest"
 say diff -r "$scratch/before" "$scratch/first"
 echo
-echo 'Both are what was backed up.'
+echo 'All that was restored is what was backed up.'
