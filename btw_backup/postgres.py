@@ -11,7 +11,7 @@ from typing import IO, Any, NamedTuple
 
 from . import process
 from .errors import Error
-from .files import BLOCK, same_content
+from .files import BLOCK, same_content, write_all
 
 # The header of pg_dump's custom format (WriteHead in pg_backup_archiver.c): from archive version
 # 1.15 on (PostgreSQL 16) the compression is a byte, before it was an integer.
@@ -142,9 +142,10 @@ def _statements(text: IO[bytes]) -> Iterator[bytes]:
 def compress_globals(plain: int, output: int) -> None:
     """Compress an open file into another with bzip2."""
     os.lseek(plain, 0, os.SEEK_SET)
-    with bz2.BZ2File(open(os.dup(output), "wb"), "w") as packed:
-        while block := os.read(plain, BLOCK):
-            packed.write(block)
+    compressor = bz2.BZ2Compressor()
+    while block := os.read(plain, BLOCK):
+        write_all(output, compressor.compress(block))
+    write_all(output, compressor.flush())
 
 
 def read_globals(packed: int) -> None:
