@@ -210,13 +210,19 @@ def _readable(file: int, server: Server) -> Iterator[int]:
         yield copied.fileno()
 
 
-def _drop_contents(database: str, dump_file: int, server: Server) -> None:
-    """Drop what a dump holds: the statements with which pg_restore --clean begins."""
+@contextmanager
+def _script(dump_file: int, *options: str) -> Iterator[IO[bytes]]:
+    """The SQL that pg_restore makes of a dump."""
     os.lseek(dump_file, 0, os.SEEK_SET)
     with tempfile.TemporaryFile() as script:
-        argv = ["pg_restore", "--clean", "--if-exists", "--file=-"]
-        process.run(argv, stdin=dump_file, stdout=script).check()
+        process.run(["pg_restore", *options, "--file=-"], stdin=dump_file, stdout=script).check()
         script.seek(0)
+        yield script
+
+
+def _drop_contents(database: str, dump_file: int, server: Server) -> None:
+    """Drop what a dump holds: the statements with which pg_restore --clean begins."""
+    with _script(dump_file, "--clean", "--if-exists") as script:
         drops = b"".join(_drops(script))
     _query(database, server, drops.decode(errors="surrogateescape"), {}).check()
 
@@ -247,11 +253,7 @@ def check_reachable(database: str | None, server: Server) -> None:
 
 def create_database(database: str, dump_file: int, server: Server) -> None:
     """Create a database with the encoding and locale of the dumped one. Raises Error where it exists."""
-    os.lseek(dump_file, 0, os.SEEK_SET)
-    with tempfile.TemporaryFile() as script:
-        argv = ["pg_restore", "--create", "--schema-only", "--file=-"]
-        process.run(argv, stdin=dump_file, stdout=script).check()
-        script.seek(0)
+    with _script(dump_file, "--create", "--schema-only") as script:
         settings = next((m[1] for line in script if (m := _CREATE.match(line))), b"")
     statement = f'CREATE DATABASE :"name" WITH TEMPLATE = template0 {settings.decode()};'
     _query(_MAINTENANCE, server, statement, {"name": database}).check()
