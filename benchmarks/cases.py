@@ -163,8 +163,10 @@ def chains(bench: Bench) -> Iterator[Row]:
         emptied(stage)
         emptied(repository)
 
-    mine, theirs = bench.in_turn(ours.first(), Task(by_hand, start_again, tree))
+    synced = Task(subjects.on_disk(by_hand, repository / "backup.tar"), start_again, tree)
+    mine, theirs, stored = bench.in_turn(ours.first(), Task(by_hand, start_again, tree), synced)
     yield compared("first, A, type rdiff / tar, rdiff-backup", mine, theirs, 1.15)
+    yield compared("first, A, type rdiff / tar, rdiff-backup, sync", mine, stored, 1.15)
     for case, change in _changes(tree):
         mine, theirs = bench.in_turn(ours.backup(change), Task(by_hand, change, tree))
         yield compared(f"{case}, A, type rdiff / tar, rdiff-backup", mine, theirs, 1.15)

@@ -96,6 +96,11 @@ def tar_and_rdiff_backup(source: Path, stage: Path, repository: Path) -> list[st
     return shell(f"{tar(source)} > {staged}", shlex.join(argv))
 
 
+def on_disk(commands: list[str], repository: Path) -> list[str]:
+    """The same commands, and the repository written to the disk at their end, as ours is."""
+    return [*commands[:-1], f"{commands[-1]}\nsync {shlex.quote(str(repository))}"]
+
+
 def decompress(packed: Path, output: str = "/dev/null") -> list[str]:
     """Decompressing a tarball with the decompressor that we use too."""
     argv = [*tarball.compressor("bzip2"), "-d"]

@@ -4,7 +4,6 @@ import os
 import re
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -69,8 +68,7 @@ def summary(stored: Stored | None, of: int, seconds: float) -> str:
     return f"{stored.kind} {time}: {size(stored.size)} stored of {size(of)}, {seconds:.1f} s"
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """When a chain ends: how many incrementals it may have, and how long it may go on."""
 
     incremental_count: int

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -19,8 +18,7 @@ TYPES = ("rdiff", "tar")
 COMPRESSIONS = ("bzip2", "zstd", "gzip", "xz", "none")
 
 
-@dataclass(frozen=True)
-class FsOptions:
+class FsOptions(NamedTuple):
     """The options of a filesystem backup."""
 
     type: str
@@ -32,8 +30,7 @@ class FsOptions:
     hooks: Hooks
 
 
-@dataclass(frozen=True)
-class DbOptions:
+class DbOptions(NamedTuple):
     """The options of a database's backup, or of the globals'."""
 
     limits: Limits

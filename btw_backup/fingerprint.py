@@ -37,21 +37,24 @@ def take(source: Source) -> Fingerprint | None:
 
 def _walk(source: Source, digest: "hashlib.blake2b") -> int:
     """Add every inode to the digest. Returns the newest timestamp, in ns."""
-    top = os.path.join(source.directory, source.member)
-    root = os.stat(top) if source.member else os.stat(source.directory)
+    root = os.stat(os.path.join(source.directory, source.member) if source.member else source.directory)
     pruned = {os.path.join(source.directory, path) for path in source.left_out}
     pruned |= {os.path.join(source.directory, pattern[2:]) for pattern in filter(_is_path, source.exclude)}
-    newest = _add(digest, top, root)
+    digest.update(_described(source.member, root))
+    newest = max(root.st_mtime_ns, root.st_ctime_ns)
     waiting = [source.directory] if stat.S_ISDIR(root.st_mode) else []
     while waiting:
+        directory = waiting.pop()
+        digest.update(os.fsencode(directory) + b"\0")
         # As the directory has them: sorted, all would have to be kept. Another order of the same
         # files is only taken for a change.
-        with os.scandir(waiting.pop()) as entries:
+        with os.scandir(directory) as entries:
             for entry in entries:
-                if entry.path in pruned:
+                if pruned and entry.path in pruned:
                     continue
                 inode = entry.stat(follow_symlinks=False)
-                newest = max(newest, _add(digest, entry.path, inode))
+                digest.update(_described(entry.name, inode))
+                newest = max(newest, inode.st_mtime_ns, inode.st_ctime_ns)
                 if stat.S_ISDIR(inode.st_mode):
                     if not source.one_file_system or inode.st_dev == root.st_dev:
                         waiting.append(entry.path)
@@ -65,7 +68,15 @@ def _is_path(pattern: str) -> bool:
     return pattern.startswith("./") and not re.search(r"[*?\[\\]", pattern)
 
 
-def _add(digest: "hashlib.blake2b", path: str, inode: os.stat_result) -> int:
-    fields = (inode.st_mode, inode.st_uid, inode.st_gid, inode.st_size, inode.st_ino, inode.st_rdev)
-    digest.update(os.fsencode(f"{path}\0{fields}{inode.st_mtime_ns} {inode.st_ctime_ns}\0"))
-    return max(inode.st_mtime_ns, inode.st_ctime_ns)
+def _described(name: str, inode: os.stat_result) -> bytes:
+    return b"%b\0%d %d %d %d %d %d %d %d\0" % (
+        os.fsencode(name),
+        inode.st_mode,
+        inode.st_uid,
+        inode.st_gid,
+        inode.st_size,
+        inode.st_ino,
+        inode.st_rdev,
+        inode.st_mtime_ns,
+        inode.st_ctime_ns,
+    )

@@ -4,7 +4,6 @@ import fcntl
 import hashlib
 import os
 import stat
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
@@ -258,6 +257,8 @@ def first_names(archive: Stream, members: Sequence[str]) -> set[str]:
     An archive holds the content of such a file under the first of its names only. Raises
     tarfile.TarError where the archive is damaged.
     """
+    import tarfile  # slow to import, and nothing else needs it
+
     with tarfile.open(fileobj=cast(IO[bytes], archive), mode="r|") as headers:
         links = [entry for entry in headers if entry.islnk()]
     wanted = {entry.linkname for entry in links if _is_among(entry.name, members)}
