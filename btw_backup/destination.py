@@ -262,7 +262,10 @@ class Destination:
 
     def _add_chain(self, stage: int, at: datetime) -> int:
         name = format_moment(at)
-        chain.begin(stage, self.run, name, at)
+        try:
+            chain.begin(stage, self.run, name, at)
+        except Error as error:  # of a disk that was full it need not say so, and by now there is room
+            raise Error(f"{error} (in {self.path})", said=error.said) from error
         with directory(name, self.run) as made:
             size = finish_tree(made, *self._owner, set())
         publish(name, self.run, name, self.fd)
