@@ -6,12 +6,14 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from . import postgres, process, tarball, workdir
+from . import offsite, postgres, process, tarball, workdir
 from .config import FsOptions, check_database_name, database_names, load_db, load_fs, load_general
 from .errors import FAILED, Error
 
 # --sort came with tar 1.28, the command line that is used with rdiff-backup 2.2.
 _OLDEST = {"tar": (1, 28), "rdiff-backup": (2, 2)}
+# Its --json and --parent are used as this version has them.
+_OLDEST_RESTIC = (0, 14)
 _POSTGRES = ("pg_dump", "pg_dumpall", "pg_restore", "psql")
 
 EXAMPLE = "btw-backup check-config"
@@ -42,7 +44,7 @@ def _checks(config_dir: str) -> Iterator[Callable[[], object]]:
         raise Error(f"the configuration directory does not exist: {config_dir}")
     for program, oldest in _OLDEST.items():
         yield partial(_check_version, program, oldest)
-    yield partial(load_general, config_dir)
+    yield partial(_check_general, config_dir)
     for work in workdir.all_in(config_dir):
         yield partial(_check_workdir, work)
     names = database_names(config_dir)
@@ -52,8 +54,19 @@ def _checks(config_dir: str) -> Iterator[Callable[[], object]]:
         yield partial(_check_database, config_dir, name)
 
 
+def _check_general(config_dir: str) -> None:
+    settings = load_general(config_dir).offsite
+    if settings is None:
+        return
+    _check_version("restic", _OLDEST_RESTIC)
+    repository = offsite.repository(settings)
+    if os.stat(settings.password_file).st_mode & 0o077:
+        raise Error(f"{settings.password_file}: others can read the password: use chmod go=")
+    repository.snapshots()
+
+
 def _check_version(program: str, oldest: tuple[int, int]) -> None:
-    said = process.output([program, "--version"])
+    said = process.output([program, "version" if program == "restic" else "--version"])
     found = re.search(r"(\d+)\.(\d+)", said.partition("\n")[0])
     if found is None or (int(found[1]), int(found[2])) < oldest:
         needed = ".".join(map(str, oldest))

@@ -23,6 +23,8 @@ COMMANDS = {
     "verify": "reads backups to their last byte and says which are damaged",
     "prune": "removes backups that a retention policy does not keep",
     "status": "says how old and how large the backups are",
+    "sync": "sends backups to the off-site repository",
+    "fetch": "brings a destination back from the off-site repository",
     "check-config": "says everything that is wrong with the configuration",
 }
 

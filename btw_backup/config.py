@@ -1,6 +1,7 @@
 """Configuration files: the options that they may set, checked and converted once."""
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
@@ -11,6 +12,7 @@ from .errors import Error
 from .hooks import NO_HOOKS, Hook, Hooks
 from .postgres import Server
 from .process import Account
+from .retention import Policy
 from .spans import parse_span
 from .trusted import execute, read_trusted
 
@@ -28,6 +30,30 @@ class FsOptions(NamedTuple):
     compression: str
     quick_check: bool
     hooks: Hooks
+
+
+class Offsite(NamedTuple):
+    """Where off-site copies are kept, and when they are made and removed.
+
+    ``address`` is restic's name of a repository; ``env`` are variables that its store needs;
+    ``keep`` is None where no copy is ever removed.
+    """
+
+    address: str
+    password_file: str
+    env: dict[str, str]
+    auto: bool
+    keep: Policy | None
+
+
+class General(NamedTuple):
+    """The options for all backups."""
+
+    hooks: Hooks
+    offsite: Offsite | None
+
+
+NOTHING_GENERAL = General(NO_HOOKS, None)
 
 
 class DbOptions(NamedTuple):
@@ -100,6 +126,32 @@ def _hook(value: Any) -> tuple[Hook, ...]:
     return (tuple(value),) if value else ()
 
 
+def _text(value: Any) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value or "\0" in value):
+        raise ValueError(f"must be a string, not {value!r}")
+    return value
+
+
+def _variables(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(
+        isinstance(part, str) for pair in value.items() for part in pair
+    ):
+        raise ValueError("must be a dictionary of environment variables, strings all")
+    for name, text in value.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or "\0" in text:
+            raise ValueError(f"{name!r} is not an environment variable")
+    return value
+
+
+def _policy(value: Any) -> Policy | None:
+    if not isinstance(value, dict) or not all(word in Policy._fields for word in value):
+        words = ", ".join(map(repr, Policy._fields))
+        raise ValueError(f"must be a dictionary such as {{'daily': 14}}, of the words {words}, not {value!r}")
+    counts = {word: _count(count) for word, count in value.items() if word != "within"}
+    policy = Policy(**counts, within=_span(value["within"]) if "within" in value else None)
+    return policy if policy.keeps_anything() else None
+
+
 class Option(NamedTuple):
     """One name that a configuration file may set."""
 
@@ -128,7 +180,18 @@ _HOOKS = (
     Option("AFTER", _hook, [], "What is run after, whatever became of the backup."),
     Option("ON_FAILURE", _hook, [], "What is run when the backup failed."),
 )
-GENERAL_OPTIONS = _HOOKS
+GENERAL_OPTIONS = (
+    *_HOOKS,
+    Option(
+        "OFFSITE", _text, None, "The restic repository of off-site copies, such as 's3:https://…/bucket'."
+    ),
+    Option("OFFSITE_PASSWORD_FILE", _text, None, "The file that holds the repository's password."),
+    Option("OFFSITE_ENV", _variables, {}, "Environment variables for restic: credentials of the store."),
+    Option("OFFSITE_AUTO", _flag, False, "Whether each backup that stored something is sent at once."),
+    Option(
+        "OFFSITE_KEEP", _policy, {}, "Which off-site copies are kept, such as {'daily': 14}; default: all."
+    ),
+)
 FS_OPTIONS = (
     Option("TYPE", _one_of(TYPES), None, "What is made: 'rdiff' (chains of incrementals) or 'tar'."),
     *_CHAINS,
@@ -156,12 +219,29 @@ DB_OPTIONS = (
 )
 
 
-def load_general(config_dir: str) -> Hooks:
+def load_general(config_dir: str) -> General:
     """What the general ``config.py`` sets for all backups. Raises Error with every fault in it."""
-    return _hooks(_load(os.path.join(config_dir, "config.py"), GENERAL_OPTIONS))
+    path = os.path.join(config_dir, "config.py")
+    values = _load(path, GENERAL_OPTIONS)
+    return General(_hooks(values), _offsite(values, path))
 
 
-def load_fs(path: str, general: Hooks = NO_HOOKS) -> FsOptions:
+def _offsite(values: Mapping[str, Any], path: str) -> Offsite | None:
+    address, password_file = values["OFFSITE"], values["OFFSITE_PASSWORD_FILE"]
+    if address is None:
+        for name in ("OFFSITE_AUTO", "OFFSITE_KEEP"):
+            if values[name]:
+                raise Error(f"{path}: {name} is set, but OFFSITE is not")
+        return None
+    if password_file is None:
+        raise Error(f"{path}: OFFSITE is set, but OFFSITE_PASSWORD_FILE is not")
+    password_file = os.path.join(os.path.dirname(path), os.path.expanduser(password_file))
+    return Offsite(
+        address, password_file, values["OFFSITE_ENV"], values["OFFSITE_AUTO"], values["OFFSITE_KEEP"]
+    )
+
+
+def load_fs(path: str, general: General = NOTHING_GENERAL) -> FsOptions:
     """The options in a working directory's ``config.py``. Raises Error with every fault in it."""
     values = _load(path, FS_OPTIONS, required=("TYPE",))
     return FsOptions(
@@ -171,15 +251,15 @@ def load_fs(path: str, general: Hooks = NO_HOOKS) -> FsOptions:
         one_file_system=values["ONE_FILE_SYSTEM"],
         compression=values["COMPRESSION"],
         quick_check=values["QUICK_CHECK"],
-        hooks=_hooks(values).within(general),
+        hooks=_hooks(values).within(general.hooks),
     )
 
 
-def load_db(config_dir: str, name: str | None, general: Hooks = NO_HOOKS) -> DbOptions:
+def load_db(config_dir: str, name: str | None, general: General = NOTHING_GENERAL) -> DbOptions:
     """The options for a database, or with None for the globals. Raises Error with every fault."""
     values = _load(_db_file(config_dir, name), DB_OPTIONS)
     server = Server(values["CONNECTION"], values["RUN_AS"])
-    return DbOptions(_limits(values), server, _hooks(values).within(general))
+    return DbOptions(_limits(values), server, _hooks(values).within(general.hooks))
 
 
 def check_database_name(name: str) -> None:

@@ -4,14 +4,16 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from datetime import datetime
 
-from . import hooks, postgres
+from . import hooks, offsite, postgres
 from .arguments import add_destination, add_owner, add_wait
-from .backups import DUMP, GLOBALS, summary
+from .backups import DUMP, GLOBALS, Stored, summary
 from .config import DbOptions, check_database_name, load_db, load_general
 from .destination import Destination, working_on
 from .errors import Error, Usage
 from .files import create
+from .messages import Messages
 
 EXAMPLE = "btw-backup db shop /var/backups/shop"
 
@@ -38,32 +40,43 @@ def run(args: argparse.Namespace) -> int:
         raise Usage("either -g (--global) or a database name must be specified")
     if args.db is not None:
         check_database_name(args.db)
-    options = load_db(args.config_dir, args.db, load_general(args.config_dir))
+    general = load_general(args.config_dir)
+    options = load_db(args.config_dir, args.db, general)
     mirror = GLOBALS if args.globals else args.db + DUMP
     warn = args.messages.warning
     described = hooks.Run("db", args.db or "", os.path.abspath(args.dst))
-    with (
-        hooks.on_failure(options.hooks, described, warn),
-        working_on(args.dst, warn, args.owner, args.wait) as destination,
-    ):
-        destination.check_series(mirror)
-        at = destination.next_time()
+    with offsite.Sending(general.offsite, args.messages) as sending:
         with (
-            hooks.around(options.hooks, described, warn),
-            destination.stage() as stage,
-            create(mirror, stage) as dumped,
+            hooks.on_failure(options.hooks, described, warn),
+            working_on(args.dst, warn, args.owner, args.wait) as destination,
         ):
-            with args.messages.progress(_size_before(destination, mirror)) as advance:
-                _dump(args.db, options, dumped, destination, advance)
-            size = os.fstat(dumped).st_size
-            if _unchanged(destination, mirror, dumped):
-                destination.note_unchanged(at, options.limits)
-                stored = None
-            else:
-                (postgres.read_globals if args.globals else postgres.read_dump)(dumped)
-                stored = destination.add_point(stage, at, options.limits)
-    args.messages.closing(summary(stored, size, time.monotonic() - started))
-    return 0
+            destination.check_series(mirror)
+            at = destination.next_time()
+            with hooks.around(options.hooks, described, warn):
+                stored, size = _back_up(args.db, mirror, destination, at, options, args.messages)
+            sending.take(destination)
+        args.messages.closing(summary(stored, size, time.monotonic() - started))
+        return sending.finish()
+
+
+def _back_up(
+    database: str | None,
+    mirror: str,
+    destination: Destination,
+    at: datetime,
+    options: DbOptions,
+    messages: Messages,
+) -> tuple[Stored | None, int]:
+    """Dump, and store the dump where it has changed. Also returns its size in bytes."""
+    with destination.stage() as stage, create(mirror, stage) as dumped:
+        with messages.progress(_size_before(destination, mirror)) as advance:
+            _dump(database, options, dumped, destination, advance)
+        size = os.fstat(dumped).st_size
+        if _unchanged(destination, mirror, dumped):
+            destination.note_unchanged(at, options.limits)
+            return None, size
+        (postgres.read_globals if database is None else postgres.read_dump)(dumped)
+        return destination.add_point(stage, at, options.limits), size
 
 
 def _size_before(destination: Destination, mirror: str) -> int | None:

@@ -225,6 +225,20 @@ class Destination:
                 write_all(fd, line)
             os.rename(_RECORD, _RECORD, src_dir_fd=self.run, dst_dir_fd=self.private)
 
+    @contextmanager
+    def keeping_record(self) -> Iterator[None]:
+        """Let the record stay valid although the block changes how many links the backups' files have."""
+        newest = self.backups[-1] if self.backups else None
+        mirror = mirror_of(newest, self.fd) if newest and newest.is_chain else ""
+        if newest is None or mirror is None:
+            yield
+            return
+        with self.opened(newest, mirror) as file:
+            known = self.recorded(file)
+            yield
+            if known is not None:
+                self.record(known, file)
+
     def _identity(self, newest: int) -> bytes:
         # The ctime of a backup's file says that it is neither replaced nor changed since.
         found = os.fstat(newest)

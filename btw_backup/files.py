@@ -9,7 +9,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -21,6 +21,8 @@ BLOCK = 1 << 18
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _libc = ctypes.CDLL(None, use_errno=True)
+# The ends of names of files that grow where they stand: rdiff-backup's logs, and ours.
+_GROWING = (".log", "log.txt")
 # rdiff-backup keeps one file in directories that are two deep.
 _DEPTH = 8
 _RENAME_NOREPLACE = 1
@@ -167,12 +169,14 @@ class Linked(NamedTuple):
     size: int
 
 
-def link_tree(source: int, target: int, linkable: int, depth: int = _DEPTH) -> Linked:
-    """Make the contents of one open directory appear in another, an empty one.
+def link_tree(
+    source: int, target: int, linkable: int, names: Iterable[str] | None = None, depth: int = _DEPTH
+) -> Linked:
+    """Make the contents of one open directory, or those ``names`` of it, appear in another, an empty one.
 
-    Regular files of ``linkable`` bytes or more are hard-linked, smaller ones and those whose
-    name ends in ``.log`` (rdiff-backup appends to its log) are copied, so that whoever works on
-    the second tree and replaces files by rename leaves the first as it is. Raises Error for
+    Regular files of ``linkable`` bytes or more are hard-linked, smaller ones and logs, which
+    grow where they stand, are copied, so that whoever works on the second tree and replaces
+    files by rename leaves the first as it is. Raises Error for
     anything that is neither file nor directory, and for a hard link to a file of another owner
     than its directory's: root is not to be led to somebody else's data.
     """
@@ -180,14 +184,14 @@ def link_tree(source: int, target: int, linkable: int, depth: int = _DEPTH) -> L
     size = 0
     owner = os.fstat(source).st_uid
     ours = owner == os.geteuid()
-    for entry in sorted(os.listdir(source)):
+    for entry in sorted(os.listdir(source) if names is None else names):
         found = os.lstat(entry, dir_fd=source)
         if stat.S_ISDIR(found.st_mode):
             if depth == 0:
                 raise Error(f"{entry} lies deeper than anything in a backup: refused")
             os.mkdir(entry, 0o700, dir_fd=target)
             with directory(entry, source) as inner, directory(entry, target) as copied:
-                below = link_tree(inner, copied, linkable, depth - 1)
+                below = link_tree(inner, copied, linkable, depth=depth - 1)
             linked |= below.inodes
             size += below.size
             continue
@@ -198,7 +202,7 @@ def link_tree(source: int, target: int, linkable: int, depth: int = _DEPTH) -> L
             theirs = ours or found.st_uid == owner
             if found.st_nlink != 1 and not theirs:
                 raise Error(f"{entry} is a hard link to a file of another owner: refused")
-            large = found.st_size >= linkable and not entry.endswith(".log")
+            large = found.st_size >= linkable and not entry.endswith(_GROWING)
             if large and theirs and _link(fd, entry, target):
                 linked.add(found.st_ino)
             else:
@@ -227,6 +231,27 @@ def _copy_file(source: int, found: os.stat_result, name: str, target: int) -> No
             offset += sent
         os.fchmod(fd, stat.S_IMODE(found.st_mode) & 0o777)
         os.utime(fd, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def copy_attributes(source: int, target: int) -> None:
+    """Give a copy that ``link_tree`` made the owners, modes and times of what it was made of."""
+    for entry in os.listdir(target):
+        if stat.S_ISDIR(os.lstat(entry, dir_fd=target).st_mode):
+            with directory(entry, source) as inner, directory(entry, target) as copied:
+                copy_attributes(inner, copied)
+        else:
+            found = os.lstat(entry, dir_fd=source)
+            if found.st_ino != os.lstat(entry, dir_fd=target).st_ino:
+                os.chown(entry, found.st_uid, found.st_gid, dir_fd=target, follow_symlinks=False)
+    imitate(target, os.fstat(source))
+
+
+def imitate(directory: int, found: os.stat_result) -> None:
+    """Give an open directory the owner, the mode and the times of another."""
+    if os.fstat(directory)[4:6] != (found.st_uid, found.st_gid):
+        os.fchown(directory, found.st_uid, found.st_gid)
+    os.fchmod(directory, stat.S_IMODE(found.st_mode))
+    os.utime(directory, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
 def check_tree(top: int, depth: int = _DEPTH) -> None:

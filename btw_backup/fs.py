@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import NamedTuple
 
-from . import fingerprint, hooks, tarball, workdir
+from . import fingerprint, hooks, offsite, tarball, workdir
 from .arguments import add_destination, add_owner, add_wait
 from .backups import ARCHIVE, ENDING_OF, Stored, summary
 from .config import FsOptions, load_fs, load_general
@@ -34,22 +34,27 @@ def run(args: argparse.Namespace) -> int:
     work = workdir.find(args.config_dir, path)
     if work is None:
         raise Error(f"no working directory for: {args.src}")
-    options = load_fs(work.config_file, load_general(args.config_dir))
+    general = load_general(args.config_dir)
+    options = load_fs(work.config_file, general)
     warn = args.messages.warning
     described = hooks.Run("fs", path, os.path.abspath(args.dst))
-    with (
-        hooks.on_failure(options.hooks, described, warn),
-        working_on(args.dst, warn, args.owner, args.wait) as destination,
-    ):
-        destination.check_series(ARCHIVE)
-        at = destination.next_time()
-        source = tarball.examine_source(path, [args.dst, work.path], options.exclude, options.one_file_system)
-        workdir.remove_left(work)
-        with hooks.around(options.hooks, described, warn):
-            done = _back_up(destination, source, at, options, work, args.messages)
-    args.messages.closing(summary(done.stored, done.size, time.monotonic() - started))
-    args.messages.said(done.unreadable)
-    return INCOMPLETE if done.unreadable else 0
+    with offsite.Sending(general.offsite, args.messages) as sending:
+        with (
+            hooks.on_failure(options.hooks, described, warn),
+            working_on(args.dst, warn, args.owner, args.wait) as destination,
+        ):
+            destination.check_series(ARCHIVE)
+            at = destination.next_time()
+            source = tarball.examine_source(
+                path, [args.dst, work.path], options.exclude, options.one_file_system
+            )
+            workdir.remove_left(work)
+            with hooks.around(options.hooks, described, warn):
+                done = _back_up(destination, source, at, options, work, args.messages)
+            sending.take(destination)
+        args.messages.closing(summary(done.stored, done.size, time.monotonic() - started))
+        args.messages.said(done.unreadable)
+        return sending.finish() or (INCOMPLETE if done.unreadable else 0)
 
 
 class _Done(NamedTuple):

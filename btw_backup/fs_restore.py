@@ -8,12 +8,10 @@ from datetime import UTC, datetime
 from . import reading, tarball
 from .arguments import add_at, add_destination
 from .backups import ARCHIVE, open_destination, scan
-from .errors import FAILED, Error, naming
-from .files import closing, directory
+from .errors import FAILED, Error
+from .files import closing
 from .spans import format_moment
-
-# Stands in the target until all is restored and checked.
-INCOMPLETE = ".btw-backup-restore-incomplete"
+from .target import restoring
 
 EXAMPLE = "btw-backup fs-restore --at 3d /var/backups/etc /root/etc-restored hosts"
 
@@ -52,27 +50,13 @@ def _member(path: str) -> str:
 
 def _restore(content: reading.Content, target: str, members: list[str]) -> list[str]:
     """Unpack into the target. Returns the members that the archive lacks."""
-    with naming(target):
-        os.makedirs(target, mode=0o700, exist_ok=True)
-        if os.listdir(target):
-            raise Error(f"{target} is not empty: restore into a new or an empty directory")
-        with directory(os.path.realpath(target)) as top:
-            os.close(os.open(INCOMPLETE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=top))
-            try:
-                extra = content.first_names(members)
-                with tarball.unpacking(top, [*members, *extra]) as unpacked:
-                    content.pump(unpacked.write)
-                for name in extra:
-                    _remove_extra(name, top)
-            except Error as error:
-                lines = [*error.lines, f"{target} is incomplete: do not use what is in it"]
-                raise Error(*lines, said=error.said) from error
-            missing = [member for member in members if not os.path.lexists(os.path.join(target, member))]
-            times = os.fstat(top)
-            os.unlink(INCOMPLETE, dir_fd=top)
-            os.utime(top, ns=(times.st_atime_ns, times.st_mtime_ns))
-            os.fsync(top)
-    return missing
+    with restoring(target) as top:
+        extra = content.first_names(members)
+        with tarball.unpacking(top, [*members, *extra]) as unpacked:
+            content.pump(unpacked.write)
+        for name in extra:
+            _remove_extra(name, top)
+        return [member for member in members if not os.path.lexists(os.path.join(target, member))]
 
 
 def _remove_extra(name: str, top: int) -> None:

@@ -18,6 +18,8 @@ PRIVATE = ".btw-backup"
 REPLACED = "replaced"
 # Ends the name of a file that says that a tarball comes or goes, and its checksum with it.
 UNPAIRED = ".unpaired"
+# Holds a copy of the destination while that is sent off-site, locked by who sends it.
+VIEW = "view"
 _LOCK = "lock"
 _RUN = "run"
 
@@ -90,3 +92,6 @@ def _recover(destination: int, private: int) -> None:
             remove(name, private)
     for name in (REPLACED, _RUN):
         remove(name, private)
+    with suppress(FileNotFoundError, BlockingIOError), directory(VIEW, private) as view:
+        fcntl.flock(view, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        remove(VIEW, private)

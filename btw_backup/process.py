@@ -22,7 +22,8 @@ _PACKAGES = {
     "xz": "xz-utils",
 }
 
-# Variables with which the environment could change what the programs do or write.
+# Variables with which the environment could change what the programs do or write; and all of restic,
+# whose repository and password the configuration names.
 _MEDDLING = frozenset(
     ["BZIP", "BZIP2", "GZIP", "LBZIP2", "PBZIP2", "PIGZ", "POSIXLY_CORRECT", "PYTHONHOME", "PYTHONPATH"]
     + ["RDIFF_BACKUP_VERBOSITY", "TAPE", "TAR_OPTIONS", "XZ_DEFAULTS", "XZ_OPT", "ZSTD_CLEVEL"]
@@ -81,9 +82,13 @@ def find(program: str) -> str:
     return path
 
 
+def _is_meddling(name: str) -> bool:
+    return name in _MEDDLING or name.startswith("RESTIC_")
+
+
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Our environment without what could change a program's results, in UTC and plain English."""
-    kept = {name: value for name, value in os.environ.items() if name not in _MEDDLING}
+    kept = {name: value for name, value in os.environ.items() if not _is_meddling(name)}
     return {**kept, "LC_ALL": "C.UTF-8", "TZ": "UTC", **(extra or {})}
 
 

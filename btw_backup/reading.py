@@ -41,15 +41,15 @@ def choose(backups: Sequence[Backup], at: str | None, now: datetime) -> Chosen:
         raise Error("the destination holds no backups")
     if at is None:
         return points[-1]
-    latest = _latest(at, now)
+    last = latest(at, now)
     for chosen in reversed(points):
-        if chosen.point.time <= latest:
+        if chosen.point.time <= last:
             return chosen
     oldest = format_moment(points[0].point.time)
     raise Error(f"there is no point as old as {at}: the oldest is {oldest}")
 
 
-def _latest(at: str, now: datetime) -> datetime:
+def latest(at: str, now: datetime) -> datetime:
     """The last second that ``at`` means."""
     moment = last_moment(re.sub(r"\.t[.a-z]+$", "", at))
     if moment is not None:

@@ -2,16 +2,20 @@
 
 import argparse
 import bz2
+import re
 import secrets
 from datetime import UTC, datetime
 
-from . import postgres, reading, tarball
+from . import offsite, postgres, reading, tarball
 from .arguments import add_at, add_destination
 from .backups import GLOBALS, open_destination, scan
 from .config import load_db
-from .errors import FAILED, Error
+from .errors import FAILED, Error, Usage
 from .files import closing
 from .spans import format_moment
+
+# How many differences from an off-site copy are named.
+_SHOWN = 5
 
 EXAMPLE = "btw-backup -v verify /var/backups/etc"
 
@@ -20,6 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     add_at(which)
     which.add_argument("--latest", action="store_true", help="verify only the newest point")
+    which.add_argument(
+        "--offsite",
+        action="store_true",
+        help="verify the off-site repository instead, and that its newest copy is what dst holds",
+    )
+    parser.add_argument(
+        "--subset",
+        type=_subset,
+        metavar="PART",
+        help="with --offsite: read only a part of the repository's data, such as 5%% or 1/7 (default: all)",
+    )
     parser.add_argument(
         "--restore-test",
         action="store_true",
@@ -28,7 +43,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_destination(parser)
 
 
+def _subset(text: str) -> str:
+    if not re.fullmatch(r"\d+(\.\d+)?%|[1-9]\d*/[1-9]\d*|\d+[KMGT]?", text):
+        raise argparse.ArgumentTypeError(f"must be a part such as 5%, 1/7 or 500M, not {text!r}")
+    return text
+
+
 def run(args: argparse.Namespace) -> int:
+    if args.offsite:
+        return _verify_offsite(args)
+    if args.subset is not None:
+        raise Usage("--subset is for --offsite")
     with closing(open_destination(args.dst)) as destination:
         backups = scan(destination)
         newest = reading.choose(backups, args.at, datetime.now(UTC))
@@ -47,6 +72,27 @@ def run(args: argparse.Namespace) -> int:
             else:
                 args.messages.closing(f"{time}: ok")
     return FAILED if failures else 0
+
+
+def _verify_offsite(args: argparse.Namespace) -> int:
+    """Raise Error unless the repository is whole, and holds the destination as it is."""
+    if args.restore_test:
+        raise Usage("--restore-test cannot be used with --offsite")
+    _, repository = offsite.configured(args.config_dir)
+    with closing(open_destination(args.dst)) as destination:
+        state = offsite.examine(args.dst, destination, scan(destination))
+        own = offsite.own_copies(repository.snapshots(), offsite.name_of(destination))
+    if not own:
+        raise Error(f"there is no off-site copy of {args.dst}: send it with sync")
+    repository.check(args.subset)
+    differences = offsite.differences(own[-1], repository.nodes(own[-1].snapshot.id), state)
+    if differences:
+        shown = differences[:_SHOWN]
+        if len(differences) > _SHOWN:
+            shown.append(f"… and {len(differences) - _SHOWN} more")
+        raise Error(*shown, f"the newest off-site copy is not what {args.dst} holds: send it with sync")
+    args.messages.closing(f"{args.dst}: the off-site copy of {format_moment(own[-1].snapshot.time)} is ok")
+    return 0
 
 
 def _verify(

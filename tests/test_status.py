@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from btw_backup import status
-from btw_backup.status import Facts, Report, State, judge, last_unchanged, line, worst
+from btw_backup import monitoring, status
+from btw_backup.monitoring import Facts, Report, State, judge, line, worst
+from btw_backup.status import last_unchanged
 
 from .conftest import Btw
 from .test_list import rdiff_backup
@@ -38,9 +39,18 @@ KEYS = {
     "age": (int, type(None)),
     "points": (int, type(None)),
     "stored": (int, type(None)),
+    "offsite_newest": (str, type(None)),
+    "offsite_age": (int, type(None)),
+    "unsent_since": (str, type(None)),
 }
 SAMPLE = re.compile(r'(btw_backup_[a-z_]+)\{destination="((?:[^"\\\n]|\\[\\"n])*)"\} (\d+)')
-METRICS = ["newest_point_timestamp_seconds", "last_success_timestamp_seconds", "points", "stored_bytes"]
+METRICS = [
+    "newest_point_timestamp_seconds",
+    "last_success_timestamp_seconds",
+    "points",
+    "stored_bytes",
+    "offsite_newest_timestamp_seconds",
+]
 
 
 def reported(btw: Btw, *args: str | Path) -> tuple[int, list[str]]:
@@ -286,7 +296,7 @@ def as_nobody(dst: Path) -> Report:
     """What a user sees who may do nothing in particular."""
     os.seteuid(65534)
     try:
-        return status._report(str(dst), NOW, None)
+        return status._report(str(dst), NOW, None, None)
     finally:
         os.seteuid(0)
 
@@ -354,7 +364,7 @@ def test_the_old_file_stays_when_the_new_cannot_be_written(
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError):
-        status._replace(str(target), b"new\n")
+        monitoring.replace(str(target), b"new\n")
     assert os.listdir(target.parent) == ["btw.prom"] and target.read_text() == "old\n"
 
 

@@ -1,0 +1,82 @@
+"""``btw-backup fetch``: brings a destination back from the off-site repository."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from . import offsite, reading
+from .arguments import add_at
+from .errors import Error, Usage
+from .files import directory, imitate
+from .offsite import Copy
+from .restic import Repository
+from .spans import format_moment
+from .target import restoring
+
+EXAMPLE = "btw-backup fetch --at 3d /var/backups/etc /var/backups/etc"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_at(parser)
+    parser.add_argument("--list", action="store_true", help="only list the copies: time and NAME of each")
+    parser.add_argument(
+        "name",
+        metavar="NAME",
+        nargs="?",
+        help="the path that the destination had, where several servers send to the repository with the"
+        " server before it, as --list prints it: server:/var/backups/etc",
+    )
+    parser.add_argument("target", nargs="?", help="where to put it; missing, or an empty directory")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.list and args.target is not None:
+        raise Usage("--list takes no target")
+    if not args.list and args.target is None:
+        raise Usage("say which NAME to fetch, and the target to put it into; --list shows the names")
+    _, repository = offsite.configured(args.config_dir)
+    copies = offsite.copies(repository.snapshots())
+    if args.name is not None:
+        copies = _named(copies, args.name)
+    if args.at is not None:
+        latest = reading.latest(args.at, datetime.now(UTC))
+        copies = [copy for copy in copies if copy.snapshot.time.replace(microsecond=0) <= latest]
+    if args.list:
+        for copy in copies:
+            print(f"{format_moment(copy.snapshot.time)} {_full_name(copy)}")
+        return 0
+    if not copies:
+        raise Error(f"there is no copy of {args.name} as old as {args.at}")
+    if len({_full_name(copy) for copy in copies}) > 1:
+        names = ", ".join(sorted({_full_name(copy) for copy in copies}))
+        raise Error(f"copies of several servers have this name: use one of {names}")
+    _fetch(repository, copies[-1], args.target)
+    time = format_moment(copies[-1].snapshot.time)
+    args.messages.closing(f"fetched {_full_name(copies[-1])} as of {time} into {args.target}")
+    return 0
+
+
+def _full_name(copy: Copy) -> str:
+    return f"{copy.snapshot.host}:{copy.name}"
+
+
+def _named(copies: Sequence[Copy], name: str) -> list[Copy]:
+    """The copies of this name. Raises Error, with the names that there are, where there is none."""
+    found = [copy for copy in copies if os.path.normpath(name) == copy.name or name == _full_name(copy)]
+    if not found:
+        known = ", ".join(sorted({_full_name(copy) for copy in copies})) or "it holds none"
+        raise Error(f"the off-site repository holds no copy of {name} ({known})")
+    return found
+
+
+def _fetch(repository: Repository, copy: Copy, target: str) -> None:
+    """Restore beside the target's marker, and move all to its place when it is there and compared."""
+    with restoring(target) as top:
+        repository.restore(copy.snapshot.id, top)
+        with directory(offsite.TREE, top) as tree:
+            found = os.fstat(tree)
+            for entry in os.listdir(tree):
+                os.rename(entry, entry, src_dir_fd=tree, dst_dir_fd=top)
+        os.rmdir(offsite.TREE, dir_fd=top)
+        imitate(top, found)

@@ -1,0 +1,193 @@
+"""What monitoring systems read: a plugin's lines and states, JSON, the text of Prometheus."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+from .measures import age
+from .messages import one_line, size
+from .spans import format_moment
+
+
+class State(IntEnum):
+    """The exit statuses of a monitoring plugin."""
+
+    OK = 0
+    WARNING = 1
+    CRITICAL = 2
+    UNKNOWN = 3
+
+
+# UNKNOWN must not hide a backup that is known to be too old.
+_RISING = (State.OK, State.WARNING, State.UNKNOWN, State.CRITICAL)
+
+
+class CopyFacts(NamedTuple):
+    """The off-site copies of a destination.
+
+    ``newest``: when the newest was made; ``unsent``: the time of the oldest point that is newer.
+    """
+
+    newest: datetime | None
+    unsent: datetime | None
+
+
+class Facts(NamedTuple):
+    """What a destination holds.
+
+    ``success``: when a run last succeeded, whether or not it had something to store. ``used``: the
+    space on the disk in bytes. ``interrupted``: the newest backup is a chain left half done.
+    ``copies`` is None where none are configured.
+    """
+
+    newest: datetime | None
+    success: datetime | None
+    points: int
+    used: int
+    interrupted: bool
+    copies: CopyFacts | None = None
+
+
+class Report(NamedTuple):
+    """A destination and its state. ``problem`` is empty where all is well, ``facts`` None where unknown."""
+
+    dst: str
+    state: State
+    problem: str
+    facts: Facts | None
+
+
+def judge(facts: Facts, now: datetime, max_age: timedelta | None) -> tuple[State, str]:
+    """The state of a destination and what is wrong with it, empty where nothing is."""
+    if facts.success is None:
+        return (State.WARNING if max_age is None else State.CRITICAL), "no backups yet"
+    if max_age is not None and now - facts.success > max_age:
+        return State.CRITICAL, f"no success within {age(max_age.total_seconds())}"
+    copies = facts.copies or CopyFacts(None, None)
+    if max_age is not None and copies.unsent is not None and now - copies.unsent > max_age:
+        return State.CRITICAL, f"no off-site copy since {format_moment(copies.unsent)}"
+    if facts.interrupted:
+        return State.WARNING, "the newest chain was interrupted"
+    if facts.success > now:
+        return State.WARNING, "the newest point or run is dated in the future"
+    if facts.copies is not None and facts.copies.newest is None:
+        return State.WARNING, "no off-site copy yet"
+    return State.OK, ""
+
+
+def worst(states: Sequence[State]) -> State:
+    """The worst of at least one state."""
+    return max(states, key=_RISING.index)
+
+
+def line(report: Report, now: datetime, max_age: timedelta | None) -> str:
+    """One line in the form of a monitoring plugin: words, a bar, and performance data."""
+    words = [report.problem] if report.problem else []
+    data = ""
+    if report.facts is not None:
+        words += _words(report.facts, now)
+        data = f" | {_performance(report.facts, now, max_age)}"
+    said = one_line(f"{report.dst}: {', '.join(words)}").replace("|", "\\x7c")
+    return f"BTW-BACKUP {report.state.name} - {said}{data}"
+
+
+def _words(facts: Facts, now: datetime) -> Iterator[str]:
+    if facts.newest is not None and facts.success is not None:
+        yield f"newest point {format_moment(facts.newest)}"
+        seconds = (now - facts.success).total_seconds()
+        yield f"last success {age(seconds)} ago" if seconds >= 0 else f"last success in {age(-seconds)}"
+    if facts.copies is not None and facts.copies.newest is not None:
+        yield f"off-site copy {age((now - facts.copies.newest).total_seconds())} ago"
+    yield f"{facts.points} point{'s' if facts.points != 1 else ''}"
+    yield size(facts.used)
+
+
+def _performance(facts: Facts, now: datetime, max_age: timedelta | None) -> str:
+    data = f"points={facts.points} size={facts.used}B"
+    if facts.success is None:
+        return data
+    limit = "" if max_age is None else int(max_age.total_seconds())
+    return f"age={_seconds(facts.success, now)}s;;{limit};0 {data}"
+
+
+def _seconds(since: datetime, now: datetime) -> int:
+    return int((now - since).total_seconds())
+
+
+def as_object(report: Report, now: datetime) -> dict[str, Any]:
+    """What ``--json`` prints of a destination: sizes in bytes, the age in seconds, null for unknown."""
+    facts = report.facts or Facts(None, None, 0, 0, False)
+    known = report.facts is not None
+    copied = facts.copies and facts.copies.newest
+    unsent = facts.copies and facts.copies.unsent
+    return {
+        "destination": report.dst,
+        "status": report.state.name,
+        "problem": report.problem or None,
+        "newest": facts.newest and f"{format_moment(facts.newest)}Z",
+        "last_success": facts.success and f"{format_moment(facts.success)}Z",
+        "age": facts.success and _seconds(facts.success, now),
+        "points": facts.points if known else None,
+        "stored": facts.used if known else None,
+        "offsite_newest": copied and f"{format_moment(copied)}Z",
+        "offsite_age": copied and _seconds(copied, now),
+        "unsent_since": unsent and f"{format_moment(unsent)}Z",
+    }
+
+
+_METRICS: tuple[tuple[str, str, Callable[[Facts], datetime | int | None]], ...] = (
+    ("newest_point_timestamp_seconds", "When the newest point was made.", lambda facts: facts.newest),
+    (
+        "last_success_timestamp_seconds",
+        "When a run last succeeded, also where nothing had changed.",
+        lambda facts: facts.success,
+    ),
+    ("points", "The number of points that can be restored.", lambda facts: facts.points),
+    ("stored_bytes", "The space that the destination takes.", lambda facts: facts.used),
+    (
+        "offsite_newest_timestamp_seconds",
+        "When the newest off-site copy was made.",
+        lambda facts: facts.copies.newest if facts.copies else None,
+    ),
+)
+
+
+def exposition(reports: Sequence[Report]) -> str:
+    """The text that Prometheus reads; what is unknown is left out."""
+    known = [(report.dst, report.facts) for report in reports if report.facts is not None]
+    text = ""
+    for name, about, measure in _METRICS:
+        text += f"# HELP btw_backup_{name} {about}\n# TYPE btw_backup_{name} gauge\n"
+        for dst, facts in known:
+            value = measure(facts)
+            if value is not None:
+                number = value if isinstance(value, int) else int(value.timestamp())
+                text += f'btw_backup_{name}{{destination="{_escaped(dst)}"}} {number}\n'
+    return text
+
+
+def _escaped(label: str) -> str:
+    shown = label.encode(errors="backslashreplace").decode()
+    return shown.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+
+
+def replace(path: str, content: bytes) -> None:
+    """Write a file that everybody may read, in one step: it is there as it was, or whole."""
+    # The collector reads all names that end in .prom.
+    where = os.path.dirname(path) or "."
+    fd, prepared = tempfile.mkstemp(dir=where, prefix=".btw-backup.", suffix=".tmp")
+    try:
+        with open(fd, "wb") as file:
+            os.fchmod(fd, 0o644)
+            file.write(content)
+            file.flush()
+            os.fsync(fd)
+        os.replace(prepared, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(prepared)
+        raise

@@ -1,0 +1,275 @@
+"""The off-site copy of a destination: what belongs to it, when it must be sent, and how it is found again.
+
+What is sent is a hard-linked copy of the destination, made under its lock. The lock is free again
+while restic reads that copy, so backups go on meanwhile and the snapshot is of one moment.
+"""
+
+import fcntl
+import hashlib
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
+from typing import NamedTuple, Self
+
+from .backups import CHECKSUM, Backup
+from .config import Offsite, load_general
+from .destination import LOG, Destination, working_on
+from .errors import Busy, Error, naming
+from .files import copy_attributes, create, directory, exists, link_tree, open_regular, remove, write_all
+from .messages import Messages
+from .private import PRIVATE, VIEW
+from .restic import Added, Node, Repository, Snapshot
+from .retention import Policy
+from .spans import format_moment
+from .trusted import read_trusted
+
+# The backup was made, its off-site copy was not.
+NOT_SENT = 4
+# The name of a copied destination in its snapshot.
+TREE = "destination"
+_SENT = "sent"
+_SUFFIX = f"/{PRIVATE}/{VIEW}/{TREE}"
+
+
+class State(NamedTuple):
+    """Every file and directory of a destination's backups. The log is not part of it."""
+
+    nodes: tuple[Node, ...]
+
+    def digest(self) -> str:
+        """A digest that changes with any of them."""
+        return hashlib.sha256(repr(sorted(self.nodes)).encode(errors="surrogateescape")).hexdigest()
+
+    def size(self) -> int:
+        """Of all files, in bytes."""
+        return sum(node.size for node in self.nodes)
+
+
+def examine(path: str, destination: int, backups: Sequence[Backup]) -> State:
+    """The state of an open destination. Raises Error where it holds nothing: that is never sent."""
+    if not backups:
+        raise Error(f"{path} holds no backups: nothing is sent (is its disk mounted?)")
+    return State(
+        tuple(node for name in _names(destination, backups) for node in _nodes(name, destination, ""))
+    )
+
+
+def _names(destination: int, backups: Sequence[Backup]) -> Iterator[str]:
+    for backup in backups:
+        yield backup.name
+        if not backup.is_chain and exists(backup.name + CHECKSUM, destination):
+            yield backup.name + CHECKSUM
+
+
+def _nodes(name: str, within: int, above: str) -> Iterator[Node]:
+    found = os.lstat(name, dir_fd=within)
+    path = f"{above}/{name}"
+    is_directory = stat.S_ISDIR(found.st_mode)
+    about = (stat.S_IMODE(found.st_mode) & 0o777, found.st_uid, found.st_gid)
+    if not is_directory:
+        yield Node(path, False, *about, found.st_size, found.st_mtime_ns // 1000)
+        return
+    yield Node(path, True, *about, 0, 0)
+    with directory(name, within) as inner:
+        for entry in os.listdir(inner):
+            yield from _nodes(entry, inner, path)
+
+
+class Copy(NamedTuple):
+    """A snapshot of a destination. ``name`` is the path that this had, on ``snapshot.host``."""
+
+    name: str
+    snapshot: Snapshot
+
+    def is_of(self, state: State) -> bool:
+        """Whether it holds this state."""
+        return _tag(state) in self.snapshot.tags
+
+
+def _tag(state: State) -> str:
+    return f"state:{state.digest()}"
+
+
+def differences(copy: Copy, nodes: Iterable[Node], state: State) -> list[str]:
+    """What a copy that holds these nodes has otherwise than the destination, as lines."""
+    sent = {path: node._replace(path=path) for node in nodes if (path := node.path.removeprefix(f"/{TREE}"))}
+    sent.pop(f"/{LOG}", None)
+    here = {node.path: node for node in state.nodes}
+    time = format_moment(copy.snapshot.time)
+    lines = [f"{path[1:]} is not in the copy of {time}" for path in sorted(here.keys() - sent.keys())]
+    lines += [f"{path[1:]} is only in the copy of {time}" for path in sorted(sent.keys() - here.keys())]
+    common = sorted(here.keys() & sent.keys())
+    return lines + [
+        f"{path[1:]} differs from the copy of {time}" for path in common if sent[path] != here[path]
+    ]
+
+
+def configured(config_dir: str) -> tuple[Offsite, Repository]:
+    """What the configuration says of off-site copies. Raises Error where it says nothing."""
+    settings = load_general(config_dir).offsite
+    if settings is None:
+        raise Error(
+            f"OFFSITE is not set in {os.path.join(config_dir, 'config.py')}: there are no off-site copies"
+        )
+    return settings, repository(settings)
+
+
+def repository(settings: Offsite) -> Repository:
+    """The repository that is configured. Raises Error where its password file can't be trusted."""
+    if not read_trusted(settings.password_file):
+        raise Error(f"{settings.password_file}: OFFSITE_PASSWORD_FILE is missing or empty")
+    return Repository(settings.address, settings.password_file, settings.env)
+
+
+def copies(snapshots: Sequence[Snapshot]) -> list[Copy]:
+    """Those snapshots that are of destinations, oldest first."""
+    return [
+        Copy(snapshot.path.removesuffix(_SUFFIX), snapshot)
+        for snapshot in snapshots
+        if snapshot.path.endswith(_SUFFIX)
+    ]
+
+
+def own_copies(snapshots: Sequence[Snapshot], name: str) -> list[Copy]:
+    """The copies of a destination of this machine, oldest first. ``name``: what ``name_of`` gives."""
+    host = os.uname().nodename
+    return [copy for copy in copies(snapshots) if (copy.name, copy.snapshot.host) == (name, host)]
+
+
+def name_of(destination: int) -> str:
+    """The path of an open destination, by which its copies are found."""
+    return os.readlink(f"/proc/self/fd/{destination}")
+
+
+class View:
+    """A copy of a destination that does not change, with the lock that shows that it is in use."""
+
+    def __init__(self, destination: Destination, state: State) -> None:
+        """Make it of a locked destination in this state. Raises Busy where another process sends that."""
+        self.path = destination.path
+        self.name = name_of(destination.fd)
+        self.state = state
+        with ExitStack() as undo:
+            self._private = os.dup(destination.private)
+            undo.callback(os.close, self._private)
+            try:
+                os.mkdir(VIEW, 0o700, dir_fd=self._private)
+            except FileExistsError:
+                raise Busy(f"another process is sending {self.path} off-site: try again later") from None
+            undo.callback(remove, VIEW, self._private)
+            self.fd = os.open(VIEW, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._private)
+            undo.callback(os.close, self.fd)
+            fcntl.flock(self.fd, fcntl.LOCK_EX)
+            with naming(self.path), destination.keeping_record():
+                self._fill(destination)
+            self._undo = undo.pop_all()
+
+    def _fill(self, destination: Destination) -> None:
+        names = [*_names(destination.fd, destination.backups)]
+        names += [LOG] if exists(LOG, destination.fd) else []
+        os.mkdir(TREE, 0o700, dir_fd=self.fd)
+        with directory(TREE, self.fd) as tree:
+            link_tree(destination.fd, tree, 0, names)
+            copy_attributes(destination.fd, tree)
+
+    def note_sent(self, address: str) -> None:
+        """Remember that the repository has it."""
+        with suppress(OSError):  # without it the repository is asked
+            with create(_SENT, self.fd) as fd:
+                write_all(fd, _sent_line(self.state, address))
+            os.rename(_SENT, _SENT, src_dir_fd=self.fd, dst_dir_fd=self._private)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove it."""
+        with self._undo, ExitStack() as locked:
+            with suppress(Error):  # without the lock the next backup has to read more
+                destination = locked.enter_context(working_on(self.path, lambda text: None))
+                locked.enter_context(destination.keeping_record())
+            remove(VIEW, self._private)
+
+
+def _sent_line(state: State, address: str) -> bytes:
+    return f"{state.digest()} {hashlib.sha256(os.fsencode(address)).hexdigest()}\n".encode()
+
+
+def _is_noted(destination: Destination, state: State, address: str) -> bool:
+    try:
+        with open(open_regular(_SENT, destination.private), "rb") as file:
+            return file.read() == _sent_line(state, address)
+    except FileNotFoundError:
+        return False
+
+
+def send(view: View, repository: Repository, settings: Offsite, messages: Messages) -> Added | None:
+    """Store the state that a view holds; None where the repository has it."""
+    own = own_copies(repository.snapshots(), view.name)
+    if own and own[-1].is_of(view.state):
+        view.note_sent(settings.address)
+        return None
+    parent = own[-1].snapshot.id if own else None
+    with messages.progress(view.state.size()) as advance:
+        added = repository.store(view.fd, TREE, _tag(view.state), parent, advance)
+    view.note_sent(settings.address)
+    if own and settings.keep is not None:
+        try:
+            repository.forget(own[-1].snapshot, _options(settings.keep))
+        except Error as error:
+            messages.warning(f"OFFSITE_KEEP could not be applied: {error}")
+    return added
+
+
+def _options(policy: Policy) -> list[str]:
+    """The policy as restic's options; the newest copy always stays."""
+    counts = {**policy._asdict(), "last": max(policy.last, 1)}
+    within = counts.pop("within")
+    options = [f"--keep-{word}={count}" for word, count in counts.items() if count]
+    if within is not None:
+        hours = -(-within // timedelta(hours=1))
+        options.append(f"--keep-within={hours // 24}d{hours % 24}h")
+    return options
+
+
+class Sending:
+    """Sends what a backup has stored, and what earlier runs could not send, where that is asked for."""
+
+    def __init__(self, settings: Offsite | None, messages: Messages) -> None:
+        self._settings = settings if settings is not None and settings.auto else None
+        self._messages = messages
+        self._view: View | None = None
+        self._status = 0
+
+    def take(self, destination: Destination) -> None:
+        """Take a copy of the locked destination, where its state has not been sent."""
+        if self._settings is not None:
+            with self._failing(destination.path):
+                state = examine(destination.path, destination.fd, destination.backups)
+                if not _is_noted(destination, state, self._settings.address):
+                    self._view = View(destination, state)
+
+    def finish(self) -> int:
+        """Send it. Returns an exit status; where that is not 0, it was said why."""
+        if self._settings is not None and self._view is not None:
+            with self._failing(self._view.path):
+                send(self._view, repository(self._settings), self._settings, self._messages)
+        return self._status
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._view is not None:
+            self._view.__exit__()
+
+    @contextmanager
+    def _failing(self, path: str) -> Iterator[None]:
+        try:
+            with naming(path):
+                yield
+        except Error as error:
+            self._messages.error(f"the backup was made, but not its off-site copy: {error}")
+            self._status = NOT_SENT

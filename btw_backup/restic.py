@@ -1,0 +1,192 @@
+"""The repository of off-site copies, kept by restic: encrypted, in snapshots that are whole or not there.
+
+What is known of restic here was found by experiment with version 0.14.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from . import process
+from .errors import Error
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# What it says where another process holds the repository, or did when it was killed.
+_LOCKED = "already locked"
+_MISSING = ("no such file or directory", "bucket does not exist", "key does not exist", "404 Not Found")
+
+
+class Snapshot(NamedTuple):
+    """The state of one directory tree at one time. ``path`` is where that was on ``host``."""
+
+    id: str
+    time: datetime
+    host: str
+    path: str
+    tags: tuple[str, ...]
+
+
+class Node(NamedTuple):
+    """A file or directory of a snapshot. ``path`` begins with ``/``, ``mode`` is of permissions alone.
+
+    ``size`` in bytes, ``mtime`` in whole microseconds since the epoch; both 0 for a directory.
+    """
+
+    path: str
+    is_directory: bool
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    mtime: int
+
+
+class Added(NamedTuple):
+    """A new snapshot, and how many bytes the repository grew by, before they were compressed."""
+
+    id: str
+    size: int
+
+
+class Repository:
+    """A repository: restic's name of it, the file with its password, and variables for its store."""
+
+    def __init__(self, address: str, password_file: str, env: Mapping[str, str]) -> None:
+        # What stands between // and @ may be a password.
+        self.shown = re.sub(r"//[^/@]*@", "//…@", address)
+        # It keeps its cache below HOME, which not everything sets that runs us; the rate is that of
+        # lines that say how far it is.
+        defaults = {"HOME": os.path.expanduser("~"), "RESTIC_PROGRESS_FPS": "1"}
+        fixed = {"RESTIC_REPOSITORY": address, "RESTIC_PASSWORD_FILE": password_file}
+        self._env = {**defaults, **env, **fixed}
+
+    def create(self) -> None:
+        """Make the repository. Raises Error where there is one."""
+        self._run("init")
+
+    def snapshots(self) -> list[Snapshot]:
+        """All snapshots of one path each, oldest first. Raises Error where the repository can't be read."""
+        found = [_snapshot(fields) for fields in json.loads(self._run("snapshots", "--json")) or ()]
+        return sorted((snapshot for snapshot in found if snapshot), key=lambda snapshot: snapshot.time)
+
+    def store(
+        self, within: int, name: str, tag: str, parent: str | None, advance: Callable[[int], None]
+    ) -> Added:
+        """Store the tree ``name`` of the open directory ``within``.
+
+        ``parent``: the snapshot that it is compared with; ``advance`` is called with each number of
+        bytes read. Raises Error where not all could be stored; then there is no new snapshot.
+        """
+        argv = ["backup", "--json", "--tag", tag, "--ignore-ctime"]  # a new link to a file changes its ctime
+        argv += [f"--parent={parent}"] if parent else ["--force"]
+        done = 0
+        summary: dict[str, Any] = {}
+
+        def read(line: str) -> None:
+            nonlocal done, summary
+            said = json.loads(line)
+            if said["message_type"] == "status":
+                advance(max(said.get("bytes_done", 0) - done, 0))
+                done = max(said.get("bytes_done", 0), done)
+            elif said["message_type"] == "summary":
+                summary = said
+
+        result = self._unlocking(argv + ["--", name], read, within)
+        if result.status == 3:  # some could not be read, and the rest was stored
+            self._run("forget", summary["snapshot_id"])
+        if result.status != 0:
+            raise self._failure(result)
+        return Added(summary["snapshot_id"], summary["data_added"])
+
+    def forget(self, like: Snapshot, keep: Sequence[str]) -> None:
+        """Remove all snapshots of the same path and host that these options do not keep."""
+        self._run("forget", "--prune", "--group-by=", f"--host={like.host}", f"--path={like.path}", *keep)
+
+    def restore(self, id_: str, target: int) -> None:
+        """Restore a snapshot into an open directory, and read all of it again to compare it."""
+        self._run("restore", id_, "--target=.", "--verify", within=target)
+
+    def nodes(self, id_: str) -> Iterator[Node]:
+        """What a snapshot holds."""
+        for line in self._run("ls", "--json", id_).splitlines():
+            fields = json.loads(line)
+            if fields["struct_type"] == "node":
+                yield _node(fields)
+
+    def check(self, subset: str | None) -> None:
+        """Check the repository, and read the data in it, or a part such as ``5%`` or ``1/7``.
+
+        Raises Error, with what restic said, where something is damaged.
+        """
+        data = "--read-data" if subset is None else f"--read-data-subset={subset}"
+        result = self._unlocking(["check", data], lambda line: None, None)
+        if result.status != 0:
+            raise Error(*self._failure(result).lines, said=result.said)
+
+    def _run(self, *argv: str, within: int | None = None) -> str:
+        """What restic prints. Raises Error with its reason where it fails."""
+        lines: list[str] = []
+        result = self._unlocking(argv, lines.append, within)
+        if result.status != 0:
+            raise self._failure(result)
+        return "".join(lines)
+
+    def _unlocking(
+        self, argv: Sequence[str], read: Callable[[str], None], within: int | None
+    ) -> process.Result:
+        result = self._try(argv, read, within)
+        if result.status == 1 and _LOCKED in result.said:
+            self._try(["unlock"], lambda line: None, None)  # removes what a dead process left, no other
+            result = self._try(argv, read, within)
+        return result
+
+    def _try(self, argv: Sequence[str], read: Callable[[str], None], within: int | None) -> process.Result:
+        with process.Program(["restic", *argv], stdout=process.PIPE, cwd=within, env=self._env) as program:
+            for line in program.stdout:
+                read(line.decode(errors="surrogateescape"))
+            return program.wait()
+
+    def _failure(self, result: process.Result) -> Error:
+        fatal = [
+            line.removeprefix("Fatal: ") for line in result.said.splitlines() if line.startswith("Fatal: ")
+        ]
+        reason = (fatal or result.said.splitlines()[-1:] or [result.ending()])[0]
+        if "config file" in reason and reason.endswith(_MISSING):
+            reason = "there is none here: make it with sync --init, once (or mount its disk)"
+        elif "wrong password" in reason:
+            reason = "its password is not the one in OFFSITE_PASSWORD_FILE"
+        return Error(f"off-site repository {self.shown}: {reason}")
+
+
+def _snapshot(fields: dict[str, Any]) -> Snapshot | None:
+    """None for a snapshot of several paths, which is not ours."""
+    if len(fields["paths"]) != 1:
+        return None
+    return Snapshot(
+        fields["id"],
+        _time(fields["time"]),
+        fields["hostname"],
+        fields["paths"][0],
+        tuple(fields.get("tags") or ()),
+    )
+
+
+def _node(fields: dict[str, Any]) -> Node:
+    is_directory = fields["type"] == "dir"
+    return Node(
+        fields["path"],
+        is_directory,
+        fields["mode"] & 0o777,
+        fields["uid"],
+        fields["gid"],
+        fields.get("size", 0),
+        0 if is_directory else (_time(fields["mtime"]) - _EPOCH) // timedelta(microseconds=1),
+    )
+
+
+def _time(text: str) -> datetime:
+    """What Go writes as RFC 3339, with up to nine decimals of seconds."""
+    return datetime.fromisoformat(text)

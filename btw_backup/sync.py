@@ -1,0 +1,74 @@
+"""``btw-backup sync``: sends backups to the off-site repository."""
+
+import argparse
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from . import offsite
+from .arguments import add_wait
+from .backups import open_destination, scan
+from .config import Offsite
+from .destination import working_on
+from .errors import BUSY, FAILED, Error, Usage, naming
+from .files import closing
+from .messages import size
+from .restic import Repository, Snapshot
+
+EXAMPLE = "btw-backup sync /var/backups/etc /var/backups/shop"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--init", action="store_true", help="first make the repository: needed once")
+    parser.add_argument("-n", "--dry-run", action="store_true", help="only show what would be sent")
+    add_wait(parser)
+    parser.add_argument("dst", nargs="*", help="a directory that holds backups")
+
+
+def run(args: argparse.Namespace) -> int:
+    if not args.dst and not args.init:
+        raise Usage("name the destinations to send")
+    if args.init and args.dry_run:
+        raise Usage("--init cannot be used with --dry-run")
+    settings, repository = offsite.configured(args.config_dir)
+    if args.init:
+        repository.create()
+        args.messages.closing(f"created the off-site repository {repository.shown}")
+    failures = []
+    for dst in dict.fromkeys(args.dst):
+        try:
+            with naming(dst):
+                if args.dry_run:
+                    _show(dst, repository.snapshots())
+                else:
+                    _send(dst, repository, settings, args)
+        except Error as error:
+            failures.append(error.status)
+            args.messages.said(error.said)
+            for line in error.lines:
+                args.messages.error(line)
+    return 0 if not failures else BUSY if set(failures) == {BUSY} else FAILED
+
+
+def _send(dst: str, repository: Repository, settings: Offsite, args: argparse.Namespace) -> None:
+    started = time.monotonic()
+    with closing(open_destination(dst)) as destination:  # an empty one stays as it is
+        offsite.examine(dst, destination, scan(destination))
+    with ExitStack() as later:
+        with working_on(dst, args.messages.warning, wait=args.wait) as held:
+            view = later.enter_context(offsite.View(held, offsite.examine(dst, held.fd, held.backups)))
+        added = offsite.send(view, repository, settings, args.messages)
+        seconds = time.monotonic() - started
+        if added is None:
+            args.messages.closing(f"{dst}: nothing has changed, {seconds:.1f} s")
+        else:
+            of = size(view.state.size())
+            args.messages.closing(f"{dst}: {size(added.size)} sent of {of}, {seconds:.1f} s")
+
+
+def _show(dst: str, snapshots: Sequence[Snapshot]) -> None:
+    with closing(open_destination(dst)) as destination:
+        state = offsite.examine(dst, destination, scan(destination))
+        own = offsite.own_copies(snapshots, offsite.name_of(destination))
+    unchanged = bool(own) and own[-1].is_of(state)
+    print(f"{'unchanged' if unchanged else 'send'} {dst} ({size(state.size())})")
