@@ -32,7 +32,9 @@ COMMANDS = {
 def build_parser(prog: str, commands: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
     """The parser, with the arguments of those commands filled in."""
     parser = argparse.ArgumentParser(
-        prog=prog, description="Backs up a server's file hierarchies and PostgreSQL databases."
+        prog=prog,
+        description="Backs up a server's file hierarchies and PostgreSQL databases.",
+        epilog="example: btw-backup fs /etc /var/backups/etc",
     )
     volume = parser.add_mutually_exclusive_group()
     volume.add_argument("-q", "--quiet", action="store_true", help="makes the command run quietly")
@@ -45,7 +47,7 @@ def build_parser(prog: str, commands: Sequence[str] = tuple(COMMANDS)) -> argpar
         help="sets the general configuration directory (default: %(default)s)",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    subparsers = parser.add_subparsers(title="subcommands", dest="command", required=True)
+    subparsers = parser.add_subparsers(title="subcommands", dest="command", metavar="COMMAND", required=True)
     for command, about in COMMANDS.items():
         subparser = subparsers.add_parser(command, help=about, description=f"{about.capitalize()}.")
         if command in commands:

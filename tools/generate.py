@@ -42,10 +42,9 @@ def write(path: Path, text: str) -> None:
 
 
 def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """The parsers of the commands, which a usage line need not list."""
+    """The parsers of the commands."""
     [action] = (action for action in parser._actions if isinstance(action.choices, dict))
     assert isinstance(action.choices, dict)
-    action.metavar = "COMMAND"
     return action.choices
 
 
