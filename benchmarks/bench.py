@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from . import cases, curve, database, table
+from . import cases, curve, database, sending, table
 from .cases import FULL, QUICK, Bench
 from .table import Row
 
@@ -28,9 +28,10 @@ _CASES: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "version": cases.starting,
     "restore": cases.restoring,
     "verify": cases.verifying,
+    "offsite": sending.sending,
 }
 _PROGRAMS = ("tar", "rdiff-backup", "lbzip2", "restic", "borg")
-_TREELESS = {"wide", "list", "db", "version"}
+_TREELESS = {"wide", "list", "db", "version", "offsite"}
 _CURVE = "curve"
 
 

@@ -27,9 +27,9 @@ class Ours:
         self.source = source
         self.dst = dst or top / "dst"
         self.dst.mkdir(parents=True, exist_ok=True)
-        self._config_dir = top / "config"
+        self.config_dir = top / "config"
         call(self._argv("fs-init", "--type", kind, source, "benchmark"))
-        (working_directory,) = self._config_dir.iterdir()
+        (working_directory,) = self.config_dir.iterdir()
         with (working_directory / "config.py").open("a") as file:
             file.write("\n" + _ENDLESS + options)
 
@@ -59,7 +59,7 @@ class Ours:
         return [line.strip() for line in listed.splitlines()]
 
     def _argv(self, *args: str | Path) -> list[str | Path]:
-        return [BTW_BACKUP, "--config-dir", self._config_dir, *args]
+        return [BTW_BACKUP, "--config-dir", self.config_dir, *args]
 
 
 def restic(top: Path, source: Path) -> Task:
