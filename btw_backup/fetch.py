@@ -9,6 +9,7 @@ from . import offsite, reading
 from .arguments import add_at
 from .errors import Error, Usage
 from .files import directory, imitate
+from .messages import one_line
 from .offsite import Copy
 from .restic import Repository
 from .spans import format_moment
@@ -24,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "name",
         metavar="NAME",
         nargs="?",
-        help="the path that the destination had, where several servers send to the repository with the"
-        " server before it, as --list prints it: server:/var/backups/etc",
+        help="the path that the destination had; where several servers send to the repository, as --list"
+        " prints it: server:/var/backups/etc",
     )
     parser.add_argument("target", nargs="?", help="where to put it; missing, or an empty directory")
 
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         copies = [copy for copy in copies if copy.snapshot.time.replace(microsecond=0) <= latest]
     if args.list:
         for copy in copies:
-            print(f"{format_moment(copy.snapshot.time)} {_full_name(copy)}")
+            print(f"{format_moment(copy.snapshot.time)} {one_line(_full_name(copy))}")
         return 0
     if not copies:
         raise Error(f"there is no copy of {args.name} as old as {args.at}")

@@ -24,7 +24,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 # The ends of names of files that grow where they stand: rdiff-backup's logs, and ours.
 _GROWING = (".log", "log.txt")
 # rdiff-backup keeps one file in directories that are two deep.
-_DEPTH = 8
+DEPTH = 8
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 
@@ -170,7 +170,7 @@ class Linked(NamedTuple):
 
 
 def link_tree(
-    source: int, target: int, linkable: int, names: Iterable[str] | None = None, depth: int = _DEPTH
+    source: int, target: int, linkable: int, names: Iterable[str] | None = None, depth: int = DEPTH
 ) -> Linked:
     """Make the contents of one open directory, or those ``names`` of it, appear in another, an empty one.
 
@@ -254,7 +254,7 @@ def imitate(directory: int, found: os.stat_result) -> None:
     os.utime(directory, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
-def check_tree(top: int, depth: int = _DEPTH) -> None:
+def check_tree(top: int, depth: int = DEPTH) -> None:
     """Raise Error where an open directory, or one below it, holds neither file nor directory."""
     for name in os.listdir(top):
         mode = os.lstat(name, dir_fd=top).st_mode

@@ -17,7 +17,17 @@ from .backups import CHECKSUM, Backup
 from .config import Offsite, load_general
 from .destination import LOG, Destination, working_on
 from .errors import Busy, Error, naming
-from .files import copy_attributes, create, directory, exists, link_tree, open_regular, remove, write_all
+from .files import (
+    DEPTH,
+    copy_attributes,
+    create,
+    directory,
+    exists,
+    link_tree,
+    open_regular,
+    remove,
+    write_all,
+)
 from .messages import Messages
 from .private import PRIVATE, VIEW
 from .restic import Added, Node, Repository, Snapshot
@@ -63,7 +73,7 @@ def _names(destination: int, backups: Sequence[Backup]) -> Iterator[str]:
             yield backup.name + CHECKSUM
 
 
-def _nodes(name: str, within: int, above: str) -> Iterator[Node]:
+def _nodes(name: str, within: int, above: str, depth: int = DEPTH) -> Iterator[Node]:
     found = os.lstat(name, dir_fd=within)
     path = f"{above}/{name}"
     is_directory = stat.S_ISDIR(found.st_mode)
@@ -71,10 +81,12 @@ def _nodes(name: str, within: int, above: str) -> Iterator[Node]:
     if not is_directory:
         yield Node(path, False, *about, found.st_size, found.st_mtime_ns // 1000)
         return
+    if depth == 0:
+        raise Error(f"{path[1:]} lies deeper than anything in a backup: refused")
     yield Node(path, True, *about, 0, 0)
     with directory(name, within) as inner:
         for entry in os.listdir(inner):
-            yield from _nodes(entry, inner, path)
+            yield from _nodes(entry, inner, path, depth - 1)
 
 
 class Copy(NamedTuple):

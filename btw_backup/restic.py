@@ -80,7 +80,8 @@ class Repository:
         ``parent``: the snapshot that it is compared with; ``advance`` is called with each number of
         bytes read. Raises Error where not all could be stored; then there is no new snapshot.
         """
-        argv = ["backup", "--json", "--tag", tag, "--ignore-ctime"]  # a new link to a file changes its ctime
+        argv = ["backup", "--json", f"--host={os.uname().nodename}", f"--tag={tag}"]
+        argv.append("--ignore-ctime")  # which changes with each new link to a file
         argv += [f"--parent={parent}"] if parent else ["--force"]
         done = 0
         summary: dict[str, Any] = {}
