@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from btw_backup import tarball
+from btw_backup import compression, tarball
 
 from .measure import BTW_BACKUP, Task, shell
 
@@ -85,7 +85,7 @@ def tar(source: Path) -> str:
 
 def tar_compressed(source: Path, output: Path) -> Task:
     """Tar, piped to the compressor that we use too."""
-    packed = f"{tar(source)} | {shlex.join(tarball.compressor('bzip2'))} > {shlex.quote(str(output))}"
+    packed = f"{tar(source)} | {shlex.join(compression.compressor('bzip2'))} > {shlex.quote(str(output))}"
     return Task(shell(packed), lambda: output.unlink(missing_ok=True), source)
 
 
@@ -103,7 +103,7 @@ def on_disk(commands: list[str], repository: Path) -> list[str]:
 
 def decompress(packed: Path, output: str = "/dev/null") -> list[str]:
     """Decompressing a tarball with the decompressor that we use too."""
-    argv = [*tarball.compressor("bzip2"), "-d"]
+    argv = [*compression.compressor("bzip2"), "-d"]
     return shell(f"{shlex.join(argv)} < {shlex.quote(str(packed))} > {shlex.quote(output)}")
 
 

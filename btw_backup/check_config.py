@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from . import offsite, postgres, process, tarball, workdir
+from . import compression, offsite, postgres, process, workdir
 from .config import FsOptions, check_database_name, database_names, load_db, load_fs, load_general
 from .errors import FAILED, Error
 
@@ -83,7 +83,7 @@ def _check_workdir(work: workdir.Workdir) -> None:
         faults.append(f"{work.path}: the source does not exist: {work.source}")
     if options is not None and options.type == "tar":
         try:
-            process.find(tarball.compressor(options.compression)[0])
+            process.find(compression.compressor(options.compression)[0])
         except Error as error:
             faults += error.lines
     if faults:

@@ -1,23 +1,17 @@
-"""Configuration files: the options that they may set, checked and converted once."""
+"""Configuration files, each read once into options that are checked."""
 
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any, NamedTuple
 
 from .backups import Limits
 from .errors import Error
-from .hooks import NO_HOOKS, Hook, Hooks
+from .hooks import NO_HOOKS, Hooks
+from .options import DB_OPTIONS, FS_OPTIONS, GENERAL_OPTIONS, Option
 from .postgres import Server
-from .process import Account
 from .retention import Policy
-from .spans import parse_span
 from .trusted import execute, read_trusted
-
-TYPES = ("rdiff", "tar")
-COMPRESSIONS = ("bzip2", "zstd", "gzip", "xz", "none")
 
 
 class FsOptions(NamedTuple):
@@ -62,161 +56,6 @@ class DbOptions(NamedTuple):
     limits: Limits
     server: Server
     hooks: Hooks
-
-
-def _one_of(choices: tuple[str, ...]) -> Callable[[Any], str]:
-    def convert(value: Any) -> str:
-        if value not in choices or not isinstance(value, str):
-            raise ValueError(f"must be one of {', '.join(map(repr, choices))}, not {value!r}")
-        return value
-
-    return convert
-
-
-def _count(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"must be a whole number, 0 or more, not {value!r}")
-    return value
-
-
-def _span(value: Any) -> timedelta:
-    if not isinstance(value, str):
-        raise ValueError(f"must be a time span such as '24h' or '7d', not {value!r}")
-    return parse_span(value)
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"must be True or False, not {value!r}")
-    return value
-
-
-def _patterns(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
-        raise ValueError(f"must be a list of tar patterns, not {value!r}")
-    for item in value:
-        # GNU tar compares with ./path: such a pattern matches nothing, without a word.
-        if item.startswith("/") or item.endswith("/") or not item or "\0" in item:
-            raise ValueError(f"{item!r} matches nothing: write it like './var/cache' or '*.o'")
-    return tuple(value)
-
-
-def _connection(value: Any) -> str | None:
-    if value is not None and (not isinstance(value, str) or not value or "\0" in value):
-        raise ValueError(f"must be a libpq connection string, not {value!r}")
-    return value
-
-
-def _account(value: Any) -> Account | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise ValueError(f"must be the name of a user of this system, not {value!r}")
-    try:
-        return Account.named(value)
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"there is no user {value!r} on this system") from error
-
-
-def _hook(value: Any) -> tuple[Hook, ...]:
-    if callable(value):
-        return (value,)
-    if not isinstance(value, (list, tuple)) or not all(isinstance(word, str) for word in value):
-        raise ValueError(f"must be a command line, a list of strings, or a function, not {value!r}")
-    return (tuple(value),) if value else ()
-
-
-def _text(value: Any) -> str | None:
-    if value is not None and (not isinstance(value, str) or not value or "\0" in value):
-        raise ValueError(f"must be a string, not {value!r}")
-    return value
-
-
-def _variables(value: Any) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(
-        isinstance(part, str) for pair in value.items() for part in pair
-    ):
-        raise ValueError("must be a dictionary of environment variables, strings all")
-    for name, text in value.items():
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or "\0" in text:
-            raise ValueError(f"{name!r} is not an environment variable")
-    return value
-
-
-def _policy(value: Any) -> Policy | None:
-    if not isinstance(value, dict) or not all(word in Policy._fields for word in value):
-        words = ", ".join(map(repr, Policy._fields))
-        raise ValueError(f"must be a dictionary such as {{'daily': 14}}, of the words {words}, not {value!r}")
-    counts = {word: _count(count) for word, count in value.items() if word != "within"}
-    policy = Policy(**counts, within=_span(value["within"]) if "within" in value else None)
-    return policy if policy.keeps_anything() else None
-
-
-class Option(NamedTuple):
-    """One name that a configuration file may set."""
-
-    name: str
-    convert: Callable[[Any], Any]
-    default: Any
-    about: str
-
-
-_CHAINS = (
-    Option(
-        "MAX_INCREMENTAL_COUNT",
-        _count,
-        10,
-        "The number of incremental backups after which a full one is made (rdiff).",
-    ),
-    Option(
-        "MAX_INCREMENTAL_SPAN",
-        _span,
-        "24h",
-        "The longest time between two full backups, such as '24h' or '7d' (rdiff).",
-    ),
-)
-_HOOKS = (
-    Option("BEFORE", _hook, [], "What is run before: a command line (a list) or a function of one argument."),
-    Option("AFTER", _hook, [], "What is run after, whatever became of the backup."),
-    Option("ON_FAILURE", _hook, [], "What is run when the backup failed."),
-)
-GENERAL_OPTIONS = (
-    *_HOOKS,
-    Option(
-        "OFFSITE", _text, None, "The restic repository of off-site copies, such as 's3:https://…/bucket'."
-    ),
-    Option("OFFSITE_PASSWORD_FILE", _text, None, "The file that holds the repository's password."),
-    Option("OFFSITE_ENV", _variables, {}, "Environment variables for restic: credentials of the store."),
-    Option("OFFSITE_AUTO", _flag, False, "Whether each backup that stored something is sent at once."),
-    Option(
-        "OFFSITE_KEEP", _policy, {}, "Which off-site copies are kept, such as {'daily': 14}; default: all."
-    ),
-)
-FS_OPTIONS = (
-    Option("TYPE", _one_of(TYPES), None, "What is made: 'rdiff' (chains of incrementals) or 'tar'."),
-    *_CHAINS,
-    Option("EXCLUDE", _patterns, [], "What is left out: tar patterns, such as ['./tmp', '*.o']."),
-    Option("ONE_FILE_SYSTEM", _flag, False, "Whether to stay on the file system of the source."),
-    Option(
-        "COMPRESSION",
-        _one_of(COMPRESSIONS),
-        "bzip2",
-        "How tarballs are compressed: 'bzip2', 'zstd', 'gzip', 'xz' or 'none' (tar).",
-    ),
-    Option(
-        "QUICK_CHECK",
-        _flag,
-        True,
-        "Whether files with unchanged inodes are taken for unchanged without reading them.",
-    ),
-    *_HOOKS,
-)
-DB_OPTIONS = (
-    *_CHAINS,
-    Option("CONNECTION", _connection, None, "A libpq connection string, without a dbname."),
-    Option("RUN_AS", _account, None, "The system's user that runs the PostgreSQL programs."),
-    *_HOOKS,
-)
 
 
 def load_general(config_dir: str) -> General:

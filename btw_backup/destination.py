@@ -10,9 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
 
-from . import chain
+from . import chain, record
 from .backups import (
     ARCHIVE,
     CHECKSUM,
@@ -44,22 +43,12 @@ from .files import (
 from .measures import remember_size
 from .ownership import UNCHANGED, Owner
 from .private import REPLACED, UNPAIRED, locked, private_directory, run_directory
+from .record import Record
 from .spans import format_moment
 
 LOG = "log.txt"
 _PREPARED = "tarball"
 _STAGE = "stage"
-_RECORD = "newest"
-
-
-class Record(NamedTuple):
-    """What is known of the newest backup: the source's fingerprint, the SHA-256 of its archive.
-
-    Either is ``-`` where it is not known.
-    """
-
-    fingerprint: str
-    digest: str
 
 
 class Destination:
@@ -207,23 +196,11 @@ class Destination:
 
     def recorded(self, newest: int) -> Record | None:
         """What was recorded with the newest backup, ``newest`` being its open file."""
-        try:
-            fd = open_regular(_RECORD, self.private)
-        except FileNotFoundError:
-            return None
-        with open(fd, "rb") as file:
-            fields = file.read().split(b" ", 2)
-        if len(fields) != 3 or fields[2] != self._identity(newest):
-            return None
-        return Record(fields[0].decode(), fields[1].decode())
+        return record.read(self.private, self.backups[-1].name, newest)
 
-    def record(self, record: Record, newest: int) -> None:
+    def record(self, known: Record, newest: int) -> None:
         """Remember what the source was like when the newest backup was equal to it."""
-        line = f"{record.fingerprint} {record.digest} ".encode() + self._identity(newest)
-        with suppress(OSError):  # without it the next run only has to read more
-            with create(_RECORD, self.run) as fd:
-                write_all(fd, line)
-            os.rename(_RECORD, _RECORD, src_dir_fd=self.run, dst_dir_fd=self.private)
+        record.write(known, self.run, self.private, self.backups[-1].name, newest)
 
     @contextmanager
     def keeping_record(self) -> Iterator[None]:
@@ -238,12 +215,6 @@ class Destination:
             yield
             if known is not None:
                 self.record(known, file)
-
-    def _identity(self, newest: int) -> bytes:
-        # The ctime of a backup's file says that it is neither replaced nor changed since.
-        found = os.fstat(newest)
-        inode = f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_ctime_ns}"
-        return f"{self.backups[-1].name} {inode}\n".encode()
 
     def note_unchanged(self, at: datetime, limits: Limits) -> None:
         """Append the line that says that no point was added to a chain, full or incremental."""

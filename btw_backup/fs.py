@@ -8,14 +8,15 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import NamedTuple
 
-from . import fingerprint, hooks, offsite, tarball, workdir
+from . import compression, fingerprint, hooks, offsite, tarball, workdir
 from .arguments import add_destination, add_owner, add_wait
 from .backups import ARCHIVE, ENDING_OF, Stored, summary
 from .config import FsOptions, load_fs, load_general
-from .destination import Destination, Record, working_on
+from .destination import Destination, working_on
 from .errors import INCOMPLETE, Error
 from .files import create, same_content, write_all
 from .messages import Messages
+from .record import Record
 from .spans import format_moment
 
 EXAMPLE = "btw-backup fs -u backup: /etc /var/backups/etc"
@@ -173,11 +174,11 @@ def _store_tarball(
     stream = tarball.changed_stream(archive, previous)
     if stream is not None:
         with destination.prepared() as output:
-            with tarball.compressing(output, options.compression) as packed:
+            with compression.compressing(output, options.compression) as packed:
                 for block in stream:
                     packed.write(block)
             archive.finish()
-            tarball.check_ending(output, options.compression, archive.size)
+            compression.check_ending(output, options.compression, archive.size)
             if newest is None or archive.digest() != newest.known.digest:
                 name = format_moment(at) + ENDING_OF[options.compression]
                 return destination.add_tarball(output, name, at, archive.size)

@@ -4,8 +4,9 @@ import argparse
 import os
 
 from . import workdir
-from .config import TYPES, default_text, load_fs
+from .config import default_text, load_fs
 from .errors import Error
+from .options import TYPES
 
 EXAMPLE = "btw-backup fs-init --type rdiff /etc etc"
 

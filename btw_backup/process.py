@@ -1,6 +1,7 @@
 """Running other programs: the only module that imports subprocess."""
 
 import ctypes
+import fcntl
 import os
 import pwd
 import shutil
@@ -29,6 +30,9 @@ _MEDDLING = frozenset(
     + ["RDIFF_BACKUP_VERBOSITY", "TAPE", "TAR_OPTIONS", "XZ_DEFAULTS", "XZ_OPT", "ZSTD_CLEVEL"]
     + ["ZSTD_NBTHREADS"]
 )
+
+# The most that a user may have without asking (pipe(7)), in bytes.
+_PIPE = 1 << 20
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -205,3 +209,9 @@ def output(argv: Sequence[str]) -> str:
         text = program.stdout.read().decode(errors="replace")
         program.wait().check()
     return text
+
+
+def widen(pipe: IO[bytes]) -> None:
+    """Give a pipe room for several blocks, where the system allows it."""
+    with suppress(OSError):  # the user's share of pipe buffers may be used up (pipe(7))
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE)

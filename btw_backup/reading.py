@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import NamedTuple
 
-from . import chain, tarball
+from . import chain, compression, tarball
 from .backups import DUMP, Backup, Point, checksum
 from .errors import Error, naming
 from .files import BLOCK, check_tree, closing, directory, open_regular, room_on
@@ -88,7 +88,7 @@ class Content:
         """What must be unpacked besides those members of the archive, and is not wanted itself."""
         if not members:
             return set()
-        with tarball.decompressed(self.file, self.compression) as stream:
+        with compression.decompressed(self.file, self.compression) as stream:
             try:
                 return tarball.first_names(stream, members)
             except tarfile.TarError as error:
@@ -101,7 +101,7 @@ class Content:
     def pump(self, write: Callable[[bytes], object]) -> None:
         """Write all of it, uncompressed. Raises Error in the end where it is not what was stored."""
         hasher = hashlib.new("sha256" if self.digest and len(self.digest) == 64 else "sha1")
-        with tarball.decompressed(self.file, self.compression) as stream:
+        with compression.decompressed(self.file, self.compression) as stream:
             while block := stream.read(BLOCK):
                 if self.digest is not None:
                     hasher.update(block)

@@ -1,6 +1,5 @@
-"""Making and comparing tar streams, and the programs that compress them."""
+"""Making, comparing and unpacking tar streams."""
 
-import fcntl
 import hashlib
 import os
 import stat
@@ -10,6 +9,7 @@ from itertools import chain
 from typing import IO, NamedTuple, cast
 
 from . import process
+from .compression import Stream, decompressed
 from .errors import Error
 from .files import BLOCK
 
@@ -18,19 +18,8 @@ TAG = "NOBACKUP-TAG"
 # tar ends an archive with two blocks of zeros; one that it gave up lacks them.
 _END = bytes(1024)
 
-_PIPE = 1 << 20
-
 # What tar says of members that are asked for and not there, and then of itself.
 _PASSED_OVER = (": Not found in archive", "Exiting with failure status due to previous errors")
-
-_COMPRESSORS = {
-    # lbzip2, pbzip2 and bzip2 read each other's files; the first two use all processors.
-    "bzip2": (("lbzip2", "-c"), ("pbzip2", "-c"), ("bzip2", "-c")),
-    "zstd": (("zstd", "-q", "-c", "-T0"),),
-    "gzip": (("pigz", "-n", "-c"), ("gzip", "-n", "-c")),
-    "xz": (("xz", "-q", "-c", "-T0"),),
-    "none": (("cat",),),
-}
 
 
 class Source(NamedTuple):
@@ -138,80 +127,10 @@ def archiving(source: Source, *, digested: bool, advance: Callable[[int], None])
     fd = os.open(source.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with process.Program(tar_command(source), stdout=process.PIPE, cwd=fd) as program:
-            _widen(program.stdout)
+            process.widen(program.stdout)
             yield Archive(program, digested, advance)
     finally:
         os.close(fd)
-
-
-def compressor(compression: str) -> list[str]:
-    """The command that compresses standard input to standard output: the fastest installed."""
-    commands = _COMPRESSORS[compression]
-    return list(next((c for c in commands if process.available(c[0])), commands[-1]))
-
-
-@contextmanager
-def compressing(output: int, compression: str) -> Iterator[IO[bytes]]:
-    """What is written to the result is stored compressed in the open file ``output``."""
-    with process.Program(compressor(compression), stdin=process.PIPE, stdout=output) as program:
-        try:
-            yield program.stdin
-            program.stdin.close()
-        except BrokenPipeError as error:  # it ended before its input did, and says why
-            program.wait().check()
-            raise Error(f"{program.name} did not read all of its input") from error
-        program.wait().check()
-
-
-def check_ending(file: int, compression: str, size: int) -> None:
-    """Raise Error where a compressed file of ``size`` bytes does not end as its format ends.
-
-    A compressor may say that it succeeded and not have done so; to read all of it again would take
-    about as long as to compress it.
-    """
-    length = os.fstat(file).st_size
-    tail = os.pread(file, 11, max(length - 11, 0))
-    if compression == "bzip2":  # a mark of 48 bits, 32 bits of checksum, and up to 7 to fill the byte
-        bits = int.from_bytes(tail)
-        whole = any(bits >> 32 + fill & 0xFFFFFFFFFFFF == 0x177245385090 for fill in range(8))
-    elif compression == "gzip":  # the size (RFC 1952)
-        whole = int.from_bytes(tail[-4:], "little") == size % 2**32
-    elif compression == "xz":
-        whole = tail.endswith(b"YZ")
-    else:  # zstd's frames end in a checksum of what they hold
-        whole = length == size if compression == "none" else length > 0
-    if not whole:
-        raise Error(f"{compressor(compression)[0]} exited with code: 0, but did not store all")
-
-
-class Stream:
-    """The uncompressed content of an open tarball. Made by ``decompressed``."""
-
-    def __init__(self, stream: IO[bytes], program: process.Program | None) -> None:
-        self.read = stream.read
-        self._program = program
-
-    def sound(self) -> bool:
-        """Whether the tarball was whole, when all is read."""
-        return self._program is None or self._program.wait().status == 0
-
-    def said(self) -> str:
-        """What the decompressor said."""
-        return self._program.wait().said if self._program is not None else ""
-
-
-@contextmanager
-def decompressed(file: int, compression: str) -> Iterator[Stream]:
-    """The content of an open tarball from its start; a damaged one ends early and is not sound."""
-    os.lseek(file, 0, os.SEEK_SET)
-    if compression == "none":
-        with open(os.dup(file), "rb") as plain:
-            yield Stream(plain, None)
-        return
-    argv = [*compressor(compression), "-d"]
-    with process.Program(argv, stdin=file, stdout=process.PIPE) as program:
-        _widen(program.stdout)
-        yield Stream(program.stdout, program)
 
 
 class Unpacking:
@@ -245,7 +164,7 @@ def unpacking(target: int, members: Sequence[str]) -> Iterator[Unpacking]:
     argv += ["--acls", "--xattrs", "--xattrs-include=*", "--quoting-style=escape"]
     argv += ["--anchored", "--no-wildcards", "--no-unquote", "--", *members]
     with process.Program(argv, stdin=process.PIPE, cwd=target) as program:
-        _widen(program.stdin)
+        process.widen(program.stdin)
         unpacked = Unpacking(program)
         yield unpacked
         unpacked.finish()
@@ -273,16 +192,10 @@ def _is_among(name: str, members: Sequence[str]) -> bool:
 def listing() -> Iterator[Unpacking]:
     """What is written is read as an archive from its first header to its last."""
     with process.Program(["tar", "--list", "--file=-"], stdin=process.PIPE) as program:
-        _widen(program.stdin)
+        process.widen(program.stdin)
         listed = Unpacking(program)
         yield listed
         listed.finish()
-
-
-def _widen(pipe: IO[bytes]) -> None:
-    """Give a pipe room for several blocks, where the system allows it."""
-    with suppress(OSError):  # the user's share of pipe buffers may be used up (pipe(7))
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE)
 
 
 def changed_stream(archive: Archive, previous: tuple[int, str] | None) -> Iterator[bytes] | None:

@@ -1,0 +1,88 @@
+"""The programs that compress tarballs."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
+
+from . import process
+from .errors import Error
+
+_COMPRESSORS = {
+    # lbzip2, pbzip2 and bzip2 read each other's files; the first two use all processors.
+    "bzip2": (("lbzip2", "-c"), ("pbzip2", "-c"), ("bzip2", "-c")),
+    "zstd": (("zstd", "-q", "-c", "-T0"),),
+    "gzip": (("pigz", "-n", "-c"), ("gzip", "-n", "-c")),
+    "xz": (("xz", "-q", "-c", "-T0"),),
+    "none": (("cat",),),
+}
+
+
+def compressor(compression: str) -> list[str]:
+    """The command that compresses standard input to standard output: the fastest installed."""
+    commands = _COMPRESSORS[compression]
+    return list(next((c for c in commands if process.available(c[0])), commands[-1]))
+
+
+@contextmanager
+def compressing(output: int, compression: str) -> Iterator[IO[bytes]]:
+    """What is written to the result is stored compressed in the open file ``output``."""
+    with process.Program(compressor(compression), stdin=process.PIPE, stdout=output) as program:
+        try:
+            yield program.stdin
+            program.stdin.close()
+        except BrokenPipeError as error:  # it ended before its input did, and says why
+            program.wait().check()
+            raise Error(f"{program.name} did not read all of its input") from error
+        program.wait().check()
+
+
+def check_ending(file: int, compression: str, size: int) -> None:
+    """Raise Error where a compressed file of ``size`` bytes does not end as its format ends.
+
+    A compressor may say that it succeeded and not have done so; to read all of it again would take
+    about as long as to compress it.
+    """
+    length = os.fstat(file).st_size
+    tail = os.pread(file, 11, max(length - 11, 0))
+    if compression == "bzip2":  # a mark of 48 bits, 32 bits of checksum, and up to 7 to fill the byte
+        bits = int.from_bytes(tail)
+        whole = any(bits >> 32 + fill & 0xFFFFFFFFFFFF == 0x177245385090 for fill in range(8))
+    elif compression == "gzip":  # the size (RFC 1952)
+        whole = int.from_bytes(tail[-4:], "little") == size % 2**32
+    elif compression == "xz":
+        whole = tail.endswith(b"YZ")
+    else:  # zstd's frames end in a checksum of what they hold
+        whole = length == size if compression == "none" else length > 0
+    if not whole:
+        raise Error(f"{compressor(compression)[0]} exited with code: 0, but did not store all")
+
+
+class Stream:
+    """The uncompressed content of an open tarball. Made by ``decompressed``."""
+
+    def __init__(self, stream: IO[bytes], program: process.Program | None) -> None:
+        self.read = stream.read
+        self._program = program
+
+    def sound(self) -> bool:
+        """Whether the tarball was whole, when all is read."""
+        return self._program is None or self._program.wait().status == 0
+
+    def said(self) -> str:
+        """What the decompressor said."""
+        return self._program.wait().said if self._program is not None else ""
+
+
+@contextmanager
+def decompressed(file: int, compression: str) -> Iterator[Stream]:
+    """The content of an open tarball from its start; a damaged one ends early and is not sound."""
+    os.lseek(file, 0, os.SEEK_SET)
+    if compression == "none":
+        with open(os.dup(file), "rb") as plain:
+            yield Stream(plain, None)
+        return
+    argv = [*compressor(compression), "-d"]
+    with process.Program(argv, stdin=file, stdout=process.PIPE) as program:
+        process.widen(program.stdout)
+        yield Stream(program.stdout, program)
