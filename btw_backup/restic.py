@@ -6,6 +6,7 @@ What is known of restic here was found by experiment with version 0.14.
 import json
 import os
 import re
+import select
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple
 from . import process
 from .errors import Error
 
+# How long the first question may take, in seconds.
+_PATIENCE = 120
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # What it says where another process holds the repository, or did when it was killed.
 _LOCKED = "already locked"
@@ -146,6 +149,9 @@ class Repository:
 
     def _try(self, argv: Sequence[str], read: Callable[[str], None], within: int | None) -> process.Result:
         with process.Program(["restic", *argv], stdout=process.PIPE, cwd=within, env=self._env) as program:
+            # It waits for ever for a store that takes a question and does not answer it.
+            if argv[0] == "snapshots" and not select.select([program.stdout], [], [], _PATIENCE)[0]:
+                raise Error(f"off-site repository {self.shown}: no answer within {_PATIENCE} seconds")
             for line in program.stdout:
                 read(line.decode(errors="surrogateescape"))
             return program.wait()
