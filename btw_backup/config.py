@@ -1,6 +1,7 @@
 """Configuration files, each read once into options that are checked."""
 
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -74,6 +75,8 @@ def _offsite(values: Mapping[str, Any], path: str) -> Offsite | None:
         return None
     if password_file is None:
         raise Error(f"{path}: OFFSITE is set, but OFFSITE_PASSWORD_FILE is not")
+    if not re.match(r"[a-z0-9]+:", address):  # a folder
+        address = os.path.join(os.path.dirname(path), os.path.expanduser(address))
     password_file = os.path.join(os.path.dirname(path), os.path.expanduser(password_file))
     return Offsite(
         address, password_file, values["OFFSITE_ENV"], values["OFFSITE_AUTO"], values["OFFSITE_KEEP"]

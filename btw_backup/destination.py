@@ -143,7 +143,7 @@ class Destination:
     @contextmanager
     def stage(self) -> Iterator[int]:
         """A private directory to stage a dump in: its descriptor."""
-        with temporary_directory(_STAGE, self.run) as stage:
+        with temporary_directory(_STAGE, self.run) as stage, room_on(self.path, stage):
             yield stage
 
     @contextmanager

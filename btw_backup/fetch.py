@@ -9,7 +9,7 @@ from . import offsite, reading
 from .arguments import add_at
 from .errors import Error, Usage
 from .files import directory, imitate
-from .messages import one_line
+from .messages import show
 from .offsite import Copy
 from .restic import Repository
 from .spans import format_moment
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         copies = [copy for copy in copies if copy.snapshot.time.replace(microsecond=0) <= latest]
     if args.list:
         for copy in copies:
-            print(f"{format_moment(copy.snapshot.time)} {one_line(_full_name(copy))}")
+            show(f"{format_moment(copy.snapshot.time)} {_full_name(copy)}")
         return 0
     if not copies:
         raise Error(f"there is no copy of {args.name} as old as {args.at}")
@@ -76,8 +76,9 @@ def _fetch(repository: Repository, copy: Copy, target: str) -> None:
     with restoring(target) as top:
         repository.restore(copy.snapshot.id, top)
         with directory(offsite.TREE, top) as tree:
-            found = os.fstat(tree)
+            times = os.fstat(tree)
             for entry in os.listdir(tree):
                 os.rename(entry, entry, src_dir_fd=tree, dst_dir_fd=top)
-        os.rmdir(offsite.TREE, dir_fd=top)
-        imitate(top, found)
+            os.rmdir(offsite.TREE, dir_fd=top)
+            imitate(tree, top)
+        os.utime(top, ns=(times.st_atime_ns, times.st_mtime_ns))

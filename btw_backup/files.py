@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from . import process
@@ -243,15 +243,18 @@ def copy_attributes(source: int, target: int) -> None:
             found = os.lstat(entry, dir_fd=source)
             if found.st_ino != os.lstat(entry, dir_fd=target).st_ino:
                 os.chown(entry, found.st_uid, found.st_gid, dir_fd=target, follow_symlinks=False)
-    imitate(target, os.fstat(source))
+    imitate(source, target)
 
 
-def imitate(directory: int, found: os.stat_result) -> None:
-    """Give an open directory the owner, the mode and the times of another."""
-    if os.fstat(directory)[4:6] != (found.st_uid, found.st_gid):
-        os.fchown(directory, found.st_uid, found.st_gid)
-    os.fchmod(directory, stat.S_IMODE(found.st_mode))
-    os.utime(directory, ns=(found.st_atime_ns, found.st_mtime_ns))
+def imitate(source: int, target: int) -> None:
+    """Give an open directory the owner, the mode, the times and the attributes of another."""
+    found = os.fstat(source)
+    os.fchown(target, found.st_uid, found.st_gid)
+    os.fchmod(target, stat.S_IMODE(found.st_mode))
+    with suppress(OSError):  # where the file system has none
+        for name in os.listxattr(source):  # ACLs among them
+            os.setxattr(target, name, os.getxattr(source, name))
+    os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
 def check_tree(top: int, depth: int = DEPTH) -> None:
@@ -294,6 +297,10 @@ def finish_tree(top: int, uid: int, gid: int, untouched: set[int]) -> int:
     return total
 
 
+class NoRoom(Error):
+    """A disk is full, and it has been said which."""
+
+
 def is_full(fd: int) -> bool:
     """Whether the disk of an open file has no room left, in blocks or in inodes."""
     room = os.statvfs(fd)
@@ -305,7 +312,9 @@ def room_on(path: str, fd: int) -> Iterator[None]:
     """Say of a failure inside the block that the disk of ``fd`` is full, where it is."""
     try:
         yield
+    except NoRoom:
+        raise
     except Error as error:
         if is_full(fd) or os.strerror(errno.ENOSPC) in error.said:
-            raise Error(f"{path}: no space left on this disk ({error})") from error
+            raise NoRoom(f"{path}: no space left on this disk ({error})") from error
         raise

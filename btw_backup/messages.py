@@ -20,6 +20,12 @@ def one_line(text: str) -> str:
     return text.translate(_CONTROL)
 
 
+def show(text: str) -> None:
+    """Print a line that may hold the name of any file."""
+    encoding = sys.stdout.encoding
+    print(one_line(text).encode(encoding, "backslashreplace").decode(encoding))
+
+
 def size(count: int) -> str:
     """A number of bytes in decimal units: ``999 B``, ``3.1 MB``, ``286 MB``."""
     value = float(count)

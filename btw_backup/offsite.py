@@ -10,8 +10,9 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Self
+from urllib.parse import quote, unquote_to_bytes
 
 from .backups import CHECKSUM, Backup
 from .config import Offsite, load_general
@@ -29,10 +30,10 @@ from .files import (
     write_all,
 )
 from .messages import Messages
-from .private import PRIVATE, VIEW
+from .private import VIEW
 from .restic import Added, Node, Repository, Snapshot
 from .retention import Policy
-from .spans import format_moment
+from .spans import format_moment, parse_moment
 from .trusted import read_trusted
 
 # The backup was made, its off-site copy was not.
@@ -40,13 +41,17 @@ NOT_SENT = 4
 # The name of a copied destination in its snapshot.
 TREE = "destination"
 _SENT = "sent"
-_SUFFIX = f"/{PRIVATE}/{VIEW}/{TREE}"
 
 
 class State(NamedTuple):
-    """Every file and directory of a destination's backups. The log is not part of it."""
+    """Every file and directory of a destination's backups, and its oldest and newest point.
+
+    The log is not part of it.
+    """
 
     nodes: tuple[Node, ...]
+    oldest: datetime
+    newest: datetime
 
     def digest(self) -> str:
         """A digest that changes with any of them."""
@@ -61,9 +66,9 @@ def examine(path: str, destination: int, backups: Sequence[Backup]) -> State:
     """The state of an open destination. Raises Error where it holds nothing: that is never sent."""
     if not backups:
         raise Error(f"{path} holds no backups: nothing is sent (is its disk mounted?)")
-    return State(
-        tuple(node for name in _names(destination, backups) for node in _nodes(name, destination, ""))
-    )
+    points = [point.time for backup in backups for point in backup.points]
+    nodes = [node for name in _names(destination, backups) for node in _nodes(name, destination, "")]
+    return State(tuple(nodes), min(points), max(points))
 
 
 def _names(destination: int, backups: Sequence[Backup]) -> Iterator[str]:
@@ -90,18 +95,40 @@ def _nodes(name: str, within: int, above: str, depth: int = DEPTH) -> Iterator[N
 
 
 class Copy(NamedTuple):
-    """A snapshot of a destination. ``name`` is the path that this had, on ``snapshot.host``."""
+    """A snapshot of a destination.
 
-    name: str
+    ``name`` is the path that this had, ``newest`` its newest point.
+    """
+
     snapshot: Snapshot
+    name: str
+    newest: datetime
 
     def is_of(self, state: State) -> bool:
         """Whether it holds this state."""
-        return _tag(state) in self.snapshot.tags
+        return _state_tag(state) in self.snapshot.tags
 
 
-def _tag(state: State) -> str:
+# What a snapshot is known by: restic gives paths back only where they are UTF-8.
+_NAME = "destination:"
+_NEWEST = "newest:"
+
+
+def _state_tag(state: State) -> str:
     return f"state:{state.digest()}"
+
+
+def _name_tag(name: str) -> str:
+    return _NAME + quote(os.fsencode(name))
+
+
+def _copy(snapshot: Snapshot) -> Copy | None:
+    """None for a snapshot of something else."""
+    names = [tag.removeprefix(_NAME) for tag in snapshot.tags if tag.startswith(_NAME)]
+    points = [parse_moment(tag.removeprefix(_NEWEST)) for tag in snapshot.tags if tag.startswith(_NEWEST)]
+    if len(names) != 1 or len(points) != 1 or points[0] is None:
+        return None
+    return Copy(snapshot, os.fsdecode(unquote_to_bytes(names[0])), points[0])
 
 
 def differences(copy: Copy, nodes: Iterable[Node], state: State) -> list[str]:
@@ -137,11 +164,7 @@ def repository(settings: Offsite) -> Repository:
 
 def copies(snapshots: Sequence[Snapshot]) -> list[Copy]:
     """Those snapshots that are of destinations, oldest first."""
-    return [
-        Copy(snapshot.path.removesuffix(_SUFFIX), snapshot)
-        for snapshot in snapshots
-        if snapshot.path.endswith(_SUFFIX)
-    ]
+    return [copy for snapshot in snapshots if (copy := _copy(snapshot))]
 
 
 def own_copies(snapshots: Sequence[Snapshot], name: str) -> list[Copy]:
@@ -217,22 +240,45 @@ def _is_noted(destination: Destination, state: State, address: str) -> bool:
         return False
 
 
-def send(view: View, repository: Repository, settings: Offsite, messages: Messages) -> Added | None:
-    """Store the state that a view holds; None where the repository has it."""
+def send(
+    view: View, repository: Repository, settings: Offsite, messages: Messages, *, replace: bool = False
+) -> Added | None:
+    """Store the state that a view holds; None where the repository has it.
+
+    ``replace``: also where the destination holds none of the points that it had.
+    """
     own = own_copies(repository.snapshots(), view.name)
-    if own and own[-1].is_of(view.state):
-        view.note_sent(settings.address)
-        return None
+    if own:
+        _check_sequence(view, own[-1], replace)
+        if own[-1].is_of(view.state):
+            view.note_sent(settings.address)
+            return None
     parent = own[-1].snapshot.id if own else None
+    tags = [_name_tag(view.name), _state_tag(view.state), _NEWEST + format_moment(view.state.newest)]
     with messages.progress(view.state.size()) as advance:
-        added = repository.store(view.fd, TREE, _tag(view.state), parent, advance)
+        added = repository.store(view.fd, TREE, tags, parent, advance)
     view.note_sent(settings.address)
     if own and settings.keep is not None:
         try:
-            repository.forget(own[-1].snapshot, _options(settings.keep))
+            repository.forget(_name_tag(view.name), _options(settings.keep))
         except Error as error:
             messages.warning(f"OFFSITE_KEEP could not be applied: {error}")
     return added
+
+
+def _check_sequence(view: View, newest: Copy, replace: bool) -> None:
+    """Raise Error where what is to be sent would not follow on the newest copy."""
+    time = newest.snapshot.time
+    if time > datetime.now(UTC):
+        raise Error(
+            f"the newest off-site copy of {view.path} ({format_moment(time)}) is dated in the future: set the"
+            f" clock right, or remove it with restic forget {newest.snapshot.id[:8]}"
+        )
+    if view.state.oldest > newest.newest and not replace:
+        raise Error(
+            f"{view.path} holds none of the points of its newest off-site copy ({format_moment(time)}): mount"
+            " its disk, or use sync --replace if they were meant to go"
+        )
 
 
 def _options(policy: Policy) -> list[str]:

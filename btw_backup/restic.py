@@ -3,11 +3,13 @@
 What is known of restic here was found by experiment with version 0.14.
 """
 
+import errno
 import json
 import os
 import re
 import select
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -20,15 +22,15 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # What it says where another process holds the repository, or did when it was killed.
 _LOCKED = "already locked"
 _MISSING = ("no such file or directory", "bucket does not exist", "key does not exist", "404 Not Found")
+_FULL = os.strerror(errno.ENOSPC).lower()
 
 
 class Snapshot(NamedTuple):
-    """The state of one directory tree at one time. ``path`` is where that was on ``host``."""
+    """The state of a directory tree on ``host`` at one time."""
 
     id: str
     time: datetime
     host: str
-    path: str
     tags: tuple[str, ...]
 
 
@@ -59,7 +61,9 @@ class Repository:
 
     def __init__(self, address: str, password_file: str, env: Mapping[str, str]) -> None:
         # What stands between // and @ may be a password.
-        self.shown = re.sub(r"//[^/@]*@", "//…@", address)
+        secret = re.search("//(.+)@", address)
+        self._secret = secret[1] if secret else None
+        self.shown = self._masked(address)
         # It keeps its cache below HOME, which not everything sets that runs us; the rate is that of
         # lines that say how far it is.
         defaults = {"HOME": os.path.expanduser("~"), "RESTIC_PROGRESS_FPS": "1"}
@@ -71,19 +75,25 @@ class Repository:
         self._run("init")
 
     def snapshots(self) -> list[Snapshot]:
-        """All snapshots of one path each, oldest first. Raises Error where the repository can't be read."""
-        found = [_snapshot(fields) for fields in json.loads(self._run("snapshots", "--json")) or ()]
-        return sorted((snapshot for snapshot in found if snapshot), key=lambda snapshot: snapshot.time)
+        """All snapshots, oldest first. Raises Error where the repository can't be read."""
+        with _understanding():
+            found = [_snapshot(fields) for fields in json.loads(self._run("snapshots", "--json")) or ()]
+        return sorted(found, key=lambda snapshot: snapshot.time)
 
     def store(
-        self, within: int, name: str, tag: str, parent: str | None, advance: Callable[[int], None]
+        self,
+        within: int,
+        name: str,
+        tags: Sequence[str],
+        parent: str | None,
+        advance: Callable[[int], None],
     ) -> Added:
-        """Store the tree ``name`` of the open directory ``within``.
+        """Store the tree ``name`` of the open directory ``within``. A tag must not hold a comma.
 
         ``parent``: the snapshot that it is compared with; ``advance`` is called with each number of
         bytes read. Raises Error where not all could be stored; then there is no new snapshot.
         """
-        argv = ["backup", "--json", f"--host={os.uname().nodename}", f"--tag={tag}"]
+        argv = ["backup", "--json", f"--host={os.uname().nodename}", f"--tag={','.join(tags)}"]
         argv.append("--ignore-ctime")  # which changes with each new link to a file
         argv += [f"--parent={parent}"] if parent else ["--force"]
         done = 0
@@ -98,16 +108,18 @@ class Repository:
             elif said["message_type"] == "summary":
                 summary = said
 
-        result = self._unlocking(argv + ["--", name], read, within)
-        if result.status == 3:  # some could not be read, and the rest was stored
-            self._run("forget", summary["snapshot_id"])
-        if result.status != 0:
-            raise self._failure(result)
-        return Added(summary["snapshot_id"], summary["data_added"])
+        with _understanding():
+            result = self._unlocking([*argv, "--", name], read, within)
+            if result.status == 3:  # some could not be read, and the rest was stored
+                self._run("forget", summary["snapshot_id"])
+            if result.status != 0:
+                raise self._failure(result)
+            return Added(summary["snapshot_id"], summary["data_added"])
 
-    def forget(self, like: Snapshot, keep: Sequence[str]) -> None:
-        """Remove all snapshots of the same path and host that these options do not keep."""
-        self._run("forget", "--prune", "--group-by=", f"--host={like.host}", f"--path={like.path}", *keep)
+    def forget(self, tag: str, keep: Sequence[str]) -> None:
+        """Remove all snapshots of this host with this tag that these options do not keep."""
+        host = f"--host={os.uname().nodename}"
+        self._run("forget", "--prune", "--group-by=", host, f"--tag={tag}", *keep)
 
     def restore(self, id_: str, target: int) -> None:
         """Restore a snapshot into an open directory, and read all of it again to compare it."""
@@ -115,10 +127,11 @@ class Repository:
 
     def nodes(self, id_: str) -> Iterator[Node]:
         """What a snapshot holds."""
-        for line in self._run("ls", "--json", id_).splitlines():
-            fields = json.loads(line)
-            if fields["struct_type"] == "node":
-                yield _node(fields)
+        with _understanding():
+            for line in self._run("ls", "--json", id_).splitlines():
+                fields = json.loads(line)
+                if fields["struct_type"] == "node":
+                    yield _node(fields)
 
     def check(self, subset: str | None) -> None:
         """Check the repository, and read the data in it, or a part such as ``5%`` or ``1/7``.
@@ -157,28 +170,33 @@ class Repository:
             return program.wait()
 
     def _failure(self, result: process.Result) -> Error:
-        fatal = [
-            line.removeprefix("Fatal: ") for line in result.said.splitlines() if line.startswith("Fatal: ")
-        ]
-        reason = (fatal or result.said.splitlines()[-1:] or [result.ending()])[0]
+        lines = result.said.splitlines()
+        reason = next((line for line in lines if line.startswith("Fatal: ")), "").removeprefix("Fatal: ")
+        for telling in (_LOCKED, _FULL):  # which it says without that word
+            reason = next((line for line in lines if telling in line), reason)
+        reason = (reason or (lines or [result.ending()])[-1]).strip().rstrip(".")
         if "config file" in reason and reason.endswith(_MISSING):
             reason = "there is none here: make it with sync --init, once (or mount its disk)"
         elif "wrong password" in reason:
             reason = "its password is not the one in OFFSITE_PASSWORD_FILE"
-        return Error(f"off-site repository {self.shown}: {reason}")
+        return Error(f"off-site repository {self.shown}: {self._masked(reason)}")
+
+    def _masked(self, text: str) -> str:
+        return text if self._secret is None else text.replace(self._secret, "…")
 
 
-def _snapshot(fields: dict[str, Any]) -> Snapshot | None:
-    """None for a snapshot of several paths, which is not ours."""
-    if len(fields["paths"]) != 1:
-        return None
-    return Snapshot(
-        fields["id"],
-        _time(fields["time"]),
-        fields["hostname"],
-        fields["paths"][0],
-        tuple(fields.get("tags") or ()),
-    )
+@contextmanager
+def _understanding() -> Iterator[None]:
+    """Raise Error where what restic prints is not what it should be."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError) as error:
+        raise Error(f"restic printed what cannot be understood: is it version 0.14? ({error})") from error
+
+
+def _snapshot(fields: dict[str, Any]) -> Snapshot:
+    tags = tuple(fields.get("tags") or ())
+    return Snapshot(fields["id"], _time(fields["time"]), fields["hostname"], tags)
 
 
 def _node(fields: dict[str, Any]) -> Node:
@@ -186,7 +204,7 @@ def _node(fields: dict[str, Any]) -> Node:
     return Node(
         fields["path"],
         is_directory,
-        fields["mode"] & 0o777,
+        fields.get("mode", 0) & 0o777,
         fields["uid"],
         fields["gid"],
         fields.get("size", 0),

@@ -7,7 +7,6 @@ import argparse
 import json
 import os
 import re
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -18,6 +17,7 @@ from .config import load_general
 from .destination import LOG
 from .errors import Error, naming
 from .files import closing, open_regular
+from .messages import show
 from .monitoring import CopyFacts, Facts, Report, State, as_object, exposition, judge, line, replace, worst
 from .restic import Snapshot
 from .spans import parse_moment
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps([as_object(report, now) for report in reports], indent=2))
     else:
         for report in reports:
-            _show(line(report, now, args.max_age))
+            show(line(report, now, args.max_age))
     state = worst([report.state for report in reports])
     if args.prometheus is not None:
         try:
@@ -66,12 +66,6 @@ def run(args: argparse.Namespace) -> int:
             args.messages.error(f"{args.prometheus}: {error.strerror or error}")
             state = worst([state, State.UNKNOWN])
     return state
-
-
-def _show(text: str) -> None:
-    """Print text that may hold the name of any file."""
-    encoding = sys.stdout.encoding
-    print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _snapshots(config_dir: str) -> tuple[list[Snapshot] | None, str]:
@@ -119,9 +113,9 @@ def examine(destination: int, snapshots: Sequence[Snapshot] | None = None) -> Fa
 
 def _copies(destination: int, backups: Sequence[Backup], snapshots: Sequence[Snapshot]) -> CopyFacts:
     own = offsite.own_copies(snapshots, offsite.name_of(destination))
-    newest = own[-1].snapshot.time if own else None
     points = [point.time for backup in backups for point in backup.points]
-    return CopyFacts(newest, min((time for time in points if newest is None or time > newest), default=None))
+    unsent = [time for time in points if not own or time > own[-1].newest]
+    return CopyFacts(own[-1].snapshot.time if own else None, min(unsent, default=None))
 
 
 def _log_tail(destination: int) -> bytes:

@@ -2,17 +2,18 @@
 
 import argparse
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 
 from . import offsite
 from .arguments import add_wait
 from .backups import open_destination, scan
 from .config import Offsite
 from .destination import working_on
-from .errors import BUSY, FAILED, Error, Usage, naming
+from .errors import BUSY, FAILED, Busy, Error, Usage, naming
 from .files import closing
-from .messages import size
+from .messages import show, size
 from .restic import Repository, Snapshot
 
 EXAMPLE = "btw-backup sync /var/backups/etc /var/backups/shop"
@@ -21,6 +22,11 @@ EXAMPLE = "btw-backup sync /var/backups/etc /var/backups/shop"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--init", action="store_true", help="first make the repository: needed once")
     parser.add_argument("-n", "--dry-run", action="store_true", help="only show what would be sent")
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="send a destination also where it holds none of the points of its newest copy",
+    )
     add_wait(parser)
     parser.add_argument("dst", nargs="*", help="a directory that holds backups")
 
@@ -54,10 +60,8 @@ def _send(dst: str, repository: Repository, settings: Offsite, args: argparse.Na
     started = time.monotonic()
     with closing(open_destination(dst)) as destination:  # an empty one stays as it is
         offsite.examine(dst, destination, scan(destination))
-    with ExitStack() as later:
-        with working_on(dst, args.messages.warning, wait=args.wait) as held:
-            view = later.enter_context(offsite.View(held, offsite.examine(dst, held.fd, held.backups)))
-        added = offsite.send(view, repository, settings, args.messages)
+    with _view(dst, args) as view:
+        added = offsite.send(view, repository, settings, args.messages, replace=args.replace)
         seconds = time.monotonic() - started
         if added is None:
             args.messages.closing(f"{dst}: nothing has changed, {seconds:.1f} s")
@@ -66,9 +70,28 @@ def _send(dst: str, repository: Repository, settings: Offsite, args: argparse.Na
             args.messages.closing(f"{dst}: {size(added.size)} sent of {of}, {seconds:.1f} s")
 
 
+@contextmanager
+def _view(dst: str, args: argparse.Namespace) -> Iterator[offsite.View]:
+    """A view of the destination, as soon as no other run works on it, and none sends it."""
+    deadline = time.monotonic() + args.wait.total_seconds()
+    with ExitStack() as later:
+        while True:
+            left = timedelta(seconds=max(deadline - time.monotonic(), 0))
+            try:
+                with working_on(dst, args.messages.warning, wait=left) as held:
+                    state = offsite.examine(dst, held.fd, held.backups)
+                    view = later.enter_context(offsite.View(held, state))
+                break
+            except Busy:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.2)
+        yield view
+
+
 def _show(dst: str, snapshots: Sequence[Snapshot]) -> None:
     with closing(open_destination(dst)) as destination:
         state = offsite.examine(dst, destination, scan(destination))
         own = offsite.own_copies(snapshots, offsite.name_of(destination))
     unchanged = bool(own) and own[-1].is_of(state)
-    print(f"{'unchanged' if unchanged else 'send'} {dst} ({size(state.size())})")
+    show(f"{'unchanged' if unchanged else 'send'} {dst} ({size(state.size())})")

@@ -44,7 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _subset(text: str) -> str:
-    if not re.fullmatch(r"\d+(\.\d+)?%|[1-9]\d*/[1-9]\d*|\d+[KMGT]?", text):
+    percent, of = re.fullmatch(r"(\d+(?:\.\d+)?)%", text), re.fullmatch(r"(\d+)/(\d+)", text)
+    amount = re.fullmatch(r"0*[1-9]\d*[KMGT]?", text)
+    if not (
+        amount or (percent and 0 < float(percent[1]) <= 100) or (of and 0 < int(of[1]) <= int(of[2]) <= 256)
+    ):
         raise argparse.ArgumentTypeError(f"must be a part such as 5%, 1/7 or 500M, not {text!r}")
     return text
 
