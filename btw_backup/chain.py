@@ -199,7 +199,10 @@ def _is_compressed(chain: int, stamp: str) -> bool:
 
 def _check_older(chain: int, private: int, name: str, stamp: str) -> None:
     """Raise Unusable unless the copy ``name`` gives back at a point what is the chain's mirror."""
-    restore(private, name, stamp, private)
+    try:
+        restore(private, name, stamp, private)
+    except Error as error:
+        raise Unusable(*error.lines, said=error.said) from error
     with directory(RESTORED, private) as restored:
         _check_same(chain, restored, mirror_name(chain) or "", Unusable(f"the point {stamp} is not stored"))
     remove(RESTORED, private)
