@@ -18,6 +18,9 @@ TAG = "NOBACKUP-TAG"
 # tar ends an archive with two blocks of zeros; one that it gave up lacks them.
 _END = bytes(1024)
 
+# An archive in our own blocks, from a pipe: with tar's own, of 10 KiB, it takes twice as long.
+_READING = ("--file=-", f"--blocking-factor={BLOCK // 512}", "--read-full-records")
+
 # What tar says of members that are asked for and not there, and then of itself.
 _PASSED_OVER = (": Not found in archive", "Exiting with failure status due to previous errors")
 
@@ -160,7 +163,7 @@ class Unpacking:
 @contextmanager
 def unpacking(target: int, members: Sequence[str]) -> Iterator[Unpacking]:
     """What is written is unpacked into the open directory: all, or those members with what is below."""
-    argv = ["tar", "--extract", "--file=-", "--preserve-permissions", "--numeric-owner"]
+    argv = ["tar", "--extract", *_READING, "--preserve-permissions", "--numeric-owner"]
     argv += ["--acls", "--xattrs", "--xattrs-include=*", "--quoting-style=escape"]
     argv += ["--anchored", "--no-wildcards", "--no-unquote", "--", *members]
     with process.Program(argv, stdin=process.PIPE, cwd=target) as program:
@@ -191,7 +194,7 @@ def _is_among(name: str, members: Sequence[str]) -> bool:
 @contextmanager
 def listing() -> Iterator[Unpacking]:
     """What is written is read as an archive from its first header to its last."""
-    with process.Program(["tar", "--list", "--file=-"], stdin=process.PIPE) as program:
+    with process.Program(["tar", "--list", *_READING], stdin=process.PIPE) as program:
         process.widen(program.stdin)
         listed = Unpacking(program)
         yield listed
