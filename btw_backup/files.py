@@ -233,16 +233,18 @@ def _copy_file(source: int, found: os.stat_result, name: str, target: int) -> No
         os.utime(fd, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
-def copy_attributes(source: int, target: int) -> None:
-    """Give a copy that ``link_tree`` made the owners, modes and times of what it was made of."""
+def copy_attributes(source: int, target: int, linked: set[int]) -> None:
+    """Give a copy that ``link_tree`` made the owners, modes and times of what it was made of.
+
+    ``linked``: the inode numbers that it shares with that, which are left alone.
+    """
     for entry in os.listdir(target):
         if stat.S_ISDIR(os.lstat(entry, dir_fd=target).st_mode):
             with directory(entry, source) as inner, directory(entry, target) as copied:
-                copy_attributes(inner, copied)
-        else:
+                copy_attributes(inner, copied, linked)
+        elif os.lstat(entry, dir_fd=target).st_ino not in linked:
             found = os.lstat(entry, dir_fd=source)
-            if found.st_ino != os.lstat(entry, dir_fd=target).st_ino:
-                os.chown(entry, found.st_uid, found.st_gid, dir_fd=target, follow_symlinks=False)
+            os.chown(entry, found.st_uid, found.st_gid, dir_fd=target, follow_symlinks=False)
     imitate(source, target)
 
 

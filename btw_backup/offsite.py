@@ -31,7 +31,7 @@ from .files import (
 )
 from .messages import Messages
 from .private import VIEW
-from .restic import Added, Node, Repository, Snapshot
+from .restic import Node, Repository, Snapshot
 from .retention import Policy
 from .spans import format_moment, parse_moment
 from .trusted import read_trusted
@@ -64,11 +64,16 @@ class State(NamedTuple):
 
 def examine(path: str, destination: int, backups: Sequence[Backup]) -> State:
     """The state of an open destination. Raises Error where it holds nothing: that is never sent."""
-    if not backups:
-        raise Error(f"{path} holds no backups: nothing is sent (is its disk mounted?)")
+    check_holds(path, backups)
     points = [point.time for backup in backups for point in backup.points]
     nodes = [node for name in _names(destination, backups) for node in _nodes(name, destination, "")]
     return State(tuple(nodes), min(points), max(points))
+
+
+def check_holds(path: str, backups: Sequence[Backup]) -> None:
+    """Raise Error where a destination holds no backups."""
+    if not backups:
+        raise Error(f"{path} holds no backups: nothing is sent (is its disk mounted?)")
 
 
 def _names(destination: int, backups: Sequence[Backup]) -> Iterator[str]:
@@ -199,15 +204,15 @@ class View:
             fcntl.flock(self.fd, fcntl.LOCK_EX)
             with naming(self.path), destination.keeping_record():
                 self._fill(destination)
-            self._undo = undo.pop_all()
+            undo.pop_all()  # from here on it is __exit__ that ends it
 
     def _fill(self, destination: Destination) -> None:
         names = [*_names(destination.fd, destination.backups)]
         names += [LOG] if exists(LOG, destination.fd) else []
         os.mkdir(TREE, 0o700, dir_fd=self.fd)
         with directory(TREE, self.fd) as tree:
-            link_tree(destination.fd, tree, 0, names)
-            copy_attributes(destination.fd, tree)
+            linked = link_tree(destination.fd, tree, 0, names)
+            copy_attributes(destination.fd, tree, linked.inodes)
 
     def note_sent(self, address: str) -> None:
         """Remember that the repository has it."""
@@ -220,12 +225,17 @@ class View:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Remove it."""
-        with self._undo, ExitStack() as locked:
-            with suppress(Error):  # without the lock the next backup has to read more
-                destination = locked.enter_context(working_on(self.path, lambda text: None))
-                locked.enter_context(destination.keeping_record())
-            remove(VIEW, self._private)
+        """Remove it, once: afterwards the name may be that of another process's view."""
+        try:
+            with ExitStack() as locked:
+                with suppress(Error):  # without the lock the next backup has to read more
+                    destination = locked.enter_context(working_on(self.path, lambda text: None))
+                    locked.enter_context(destination.keeping_record())
+                with naming(self.path):
+                    remove(VIEW, self._private)
+        finally:
+            os.close(self.fd)
+            os.close(self._private)
 
 
 def _sent_line(state: State, address: str) -> bytes:
@@ -242,17 +252,16 @@ def _is_noted(destination: Destination, state: State, address: str) -> bool:
 
 def send(
     view: View, repository: Repository, settings: Offsite, messages: Messages, *, replace: bool = False
-) -> Added | None:
+) -> int | None:
     """Store the state that a view holds; None where the repository has it.
 
-    ``replace``: also where the destination holds none of the points that it had.
+    ``replace``: also where the destination holds nothing of what it held. Returns how many bytes the
+    repository grew by.
     """
     own = own_copies(repository.snapshots(), view.name)
-    if own:
-        _check_sequence(view, own[-1], replace)
-        if own[-1].is_of(view.state):
-            view.note_sent(settings.address)
-            return None
+    if own and _follows(view, own[-1], list(repository.nodes(own[-1].snapshot.id)), replace):
+        view.note_sent(settings.address)
+        return None
     parent = own[-1].snapshot.id if own else None
     tags = [_name_tag(view.name), _state_tag(view.state), _NEWEST + format_moment(view.state.newest)]
     with messages.progress(view.state.size()) as advance:
@@ -266,19 +275,25 @@ def send(
     return added
 
 
-def _check_sequence(view: View, newest: Copy, replace: bool) -> None:
-    """Raise Error where what is to be sent would not follow on the newest copy."""
+def _follows(view: View, newest: Copy, nodes: Sequence[Node], replace: bool) -> bool:
+    """Whether the newest copy, which holds these nodes, is what a view holds: all of it.
+
+    Raises Error where the view must not be stored after that copy.
+    """
     time = newest.snapshot.time
     if time > datetime.now(UTC):
         raise Error(
             f"the newest off-site copy of {view.path} ({format_moment(time)}) is dated in the future: set the"
             f" clock right, or remove it with restic forget {newest.snapshot.id[:8]}"
         )
-    if view.state.oldest > newest.newest and not replace:
+    sent = {node.path.removeprefix(f"/{TREE}") for node in nodes}
+    if sent.isdisjoint(node.path for node in view.state.nodes) and not replace:
         raise Error(
-            f"{view.path} holds none of the points of its newest off-site copy ({format_moment(time)}): mount"
-            " its disk, or use sync --replace if they were meant to go"
+            f"{view.path} holds none of the backups of its newest off-site copy ({format_moment(time)}):"
+            " mount its disk, or use sync --replace if they were meant to go"
         )
+    # restic stores what it can read, and may be killed before the rest of it is taken back.
+    return newest.is_of(view.state) and not differences(newest, nodes, view.state)
 
 
 def _options(policy: Policy) -> list[str]:

@@ -15,7 +15,6 @@ from typing import IO, Any, NamedTuple, Self, cast
 from .errors import Error
 
 _PACKAGES = {
-    "borg": "borgbackup",
     "pg_dump": "postgresql-client",
     "pg_dumpall": "postgresql-client",
     "pg_restore": "postgresql-client",

@@ -49,13 +49,6 @@ class Node(NamedTuple):
     mtime: int
 
 
-class Added(NamedTuple):
-    """A new snapshot, and how many bytes the repository grew by, before they were compressed."""
-
-    id: str
-    size: int
-
-
 class Repository:
     """A repository: restic's name of it, the file with its password, and variables for its store."""
 
@@ -77,7 +70,10 @@ class Repository:
     def snapshots(self) -> list[Snapshot]:
         """All snapshots, oldest first. Raises Error where the repository can't be read."""
         with _understanding():
-            found = [_snapshot(fields) for fields in json.loads(self._run("snapshots", "--json")) or ()]
+            found = [
+                _snapshot(fields)
+                for fields in json.loads(self._run("snapshots", "--no-lock", "--json")) or ()
+            ]
         return sorted(found, key=lambda snapshot: snapshot.time)
 
     def store(
@@ -87,11 +83,12 @@ class Repository:
         tags: Sequence[str],
         parent: str | None,
         advance: Callable[[int], None],
-    ) -> Added:
+    ) -> int:
         """Store the tree ``name`` of the open directory ``within``. A tag must not hold a comma.
 
         ``parent``: the snapshot that it is compared with; ``advance`` is called with each number of
-        bytes read. Raises Error where not all could be stored; then there is no new snapshot.
+        bytes read. Returns how many bytes the repository grew by, before they were compressed. Raises
+        Error where not all could be stored.
         """
         argv = ["backup", "--json", f"--host={os.uname().nodename}", f"--tag={','.join(tags)}"]
         argv.append("--ignore-ctime")  # which changes with each new link to a file
@@ -114,7 +111,7 @@ class Repository:
                 self._run("forget", summary["snapshot_id"])
             if result.status != 0:
                 raise self._failure(result)
-            return Added(summary["snapshot_id"], summary["data_added"])
+            return int(summary["data_added"])
 
     def forget(self, tag: str, keep: Sequence[str]) -> None:
         """Remove all snapshots of this host with this tag that these options do not keep."""
@@ -128,7 +125,7 @@ class Repository:
     def nodes(self, id_: str) -> Iterator[Node]:
         """What a snapshot holds."""
         with _understanding():
-            for line in self._run("ls", "--json", id_).splitlines():
+            for line in self._run("ls", "--no-lock", "--json", id_).splitlines():
                 fields = json.loads(line)
                 if fields["struct_type"] == "node":
                     yield _node(fields)
@@ -141,7 +138,7 @@ class Repository:
         data = "--read-data" if subset is None else f"--read-data-subset={subset}"
         result = self._unlocking(["check", data], lambda line: None, None)
         if result.status != 0:
-            raise Error(*self._failure(result).lines, said=result.said)
+            raise Error(*self._failure(result).lines, said=self._masked(result.said))
 
     def _run(self, *argv: str, within: int | None = None) -> str:
         """What restic prints. Raises Error with its reason where it fails."""
@@ -155,7 +152,7 @@ class Repository:
         self, argv: Sequence[str], read: Callable[[str], None], within: int | None
     ) -> process.Result:
         result = self._try(argv, read, within)
-        if result.status == 1 and _LOCKED in result.said:
+        if result.status != 0 and _LOCKED in result.said:
             self._try(["unlock"], lambda line: None, None)  # removes what a dead process left, no other
             result = self._try(argv, read, within)
         return result
@@ -163,7 +160,7 @@ class Repository:
     def _try(self, argv: Sequence[str], read: Callable[[str], None], within: int | None) -> process.Result:
         with process.Program(["restic", *argv], stdout=process.PIPE, cwd=within, env=self._env) as program:
             # It waits for ever for a store that takes a question and does not answer it.
-            if argv[0] == "snapshots" and not select.select([program.stdout], [], [], _PATIENCE)[0]:
+            if argv[0] in ("snapshots", "init") and not select.select([program.stdout], [], [], _PATIENCE)[0]:
                 raise Error(f"off-site repository {self.shown}: no answer within {_PATIENCE} seconds")
             for line in program.stdout:
                 read(line.decode(errors="surrogateescape"))
@@ -182,7 +179,8 @@ class Repository:
         return Error(f"off-site repository {self.shown}: {self._masked(reason)}")
 
     def _masked(self, text: str) -> str:
-        return text if self._secret is None else text.replace(self._secret, "…")
+        known = text if self._secret is None else text.replace(self._secret, "…")
+        return re.sub(r"//[^/\s]*@", "//…@", known)
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 def _send(dst: str, repository: Repository, settings: Offsite, args: argparse.Namespace) -> None:
     started = time.monotonic()
     with closing(open_destination(dst)) as destination:  # an empty one stays as it is
-        offsite.examine(dst, destination, scan(destination))
+        offsite.check_holds(dst, scan(destination))
     with _view(dst, args) as view:
         added = offsite.send(view, repository, settings, args.messages, replace=args.replace)
         seconds = time.monotonic() - started
@@ -67,7 +67,7 @@ def _send(dst: str, repository: Repository, settings: Offsite, args: argparse.Na
             args.messages.closing(f"{dst}: nothing has changed, {seconds:.1f} s")
         else:
             of = size(view.state.size())
-            args.messages.closing(f"{dst}: {size(added.size)} sent of {of}, {seconds:.1f} s")
+            args.messages.closing(f"{dst}: {size(added)} sent of {of}, {seconds:.1f} s")
 
 
 @contextmanager

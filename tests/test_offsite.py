@@ -544,7 +544,7 @@ def test_only_older_copies_of_the_same_destination_go(
     (stored / ".btw-backup" / "view").rmdir()
     (stored / ".btw-backup").chmod(0o700)
     configure(config_dir, repository, options="OFFSITE_KEEP = {'daily': 3, 'hourly': 1}\n")
-    assert btw("sync", stored) == SILENCE
+    assert btw("sync", "--replace", stored) == SILENCE
     *old, newest = (snapshot["short_id"] for snapshot in snapshots(repository))
     assert set(old) == {*theirs, ours[3], ours[5]}
     assert btw("verify", "--offsite", stored) == SILENCE
@@ -590,7 +590,7 @@ def test_a_destination_that_lost_all_its_points(
     for name in visible_names(stored):
         shutil.rmtree(stored / name) if (stored / name).is_dir() else (stored / name).unlink()
     add_tarball(stored, "2025-02-01T00:00:00")
-    assert failed(btw("sync", stored), "holds none of the points", "sync --replace")
+    assert failed(btw("sync", stored), "holds none of the backups", "sync --replace")
     assert snapshots(repository) == [before]
     assert btw("sync", "--replace", stored) == SILENCE
     assert [snapshot["id"] for snapshot in snapshots(repository)] != [before["id"]]
