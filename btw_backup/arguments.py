@@ -20,13 +20,13 @@ def add_destination(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dst", help="the directory that holds the backups; it must exist")
 
 
-def add_at(parser: argparse._ActionsContainer) -> None:
-    """Which point is meant."""
+def add_at(parser: argparse._ActionsContainer, which: str = "point", listed_by: str = "list") -> None:
+    """Which point is meant, or which of something else that has a time."""
     parser.add_argument(
         "--at",
         metavar="TIME",
-        help="the newest point not later than this: a time that list prints, the day, hour or minute"
-        " that it begins with, or a span before now, such as 3d (default: the newest point)",
+        help=f"the newest {which} not later than this: a time that {listed_by} prints, the day, hour or"
+        f" minute that it begins with, or a span before now, such as 3d (default: the newest {which})",
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from . import offsite, reading
+from .arguments import add_at
 from .errors import Error, Usage
 from .files import directory, imitate
 from .messages import show
@@ -18,12 +19,7 @@ EXAMPLE = "btw-backup fetch --at 3d /var/backups/etc /var/backups/etc"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--at",
-        metavar="TIME",
-        help="the newest copy not later than this: a time that --list prints, the day, hour or minute"
-        " that it begins with, or a span before now, such as 3d (default: the newest copy)",
-    )
+    add_at(parser, "copy", "--list")
     parser.add_argument("--list", action="store_true", help="only list the copies: time and NAME of each")
     parser.add_argument(
         "name",

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Self
 from urllib.parse import quote, unquote_to_bytes
 
+from . import restic
 from .backups import CHECKSUM, Backup
 from .config import Offsite, load_general
 from .destination import LOG, Destination, working_on
@@ -44,13 +45,12 @@ _SENT = "sent"
 
 
 class State(NamedTuple):
-    """Every file and directory of a destination's backups, and its oldest and newest point.
+    """Every file and directory of a destination's backups, and its newest point.
 
     The log is not part of it.
     """
 
     nodes: tuple[Node, ...]
-    oldest: datetime
     newest: datetime
 
     def digest(self) -> str:
@@ -65,9 +65,8 @@ class State(NamedTuple):
 def examine(path: str, destination: int, backups: Sequence[Backup]) -> State:
     """The state of an open destination. Raises Error where it holds nothing: that is never sent."""
     check_holds(path, backups)
-    points = [point.time for backup in backups for point in backup.points]
     nodes = [node for name in _names(destination, backups) for node in _nodes(name, destination, "")]
-    return State(tuple(nodes), min(points), max(points))
+    return State(tuple(nodes), max(backup.newest for backup in backups))
 
 
 def check_holds(path: str, backups: Sequence[Backup]) -> None:
@@ -109,18 +108,10 @@ class Copy(NamedTuple):
     name: str
     newest: datetime
 
-    def is_of(self, state: State) -> bool:
-        """Whether it holds this state."""
-        return _state_tag(state) in self.snapshot.tags
-
 
 # What a snapshot is known by: restic gives paths back only where they are UTF-8.
 _NAME = "destination:"
 _NEWEST = "newest:"
-
-
-def _state_tag(state: State) -> str:
-    return f"state:{state.digest()}"
 
 
 def _name_tag(name: str) -> str:
@@ -140,7 +131,9 @@ def differences(copy: Copy, nodes: Iterable[Node], state: State) -> list[str]:
     """What a copy that holds these nodes has otherwise than the destination, as lines."""
     sent = {path: node._replace(path=path) for node in nodes if (path := node.path.removeprefix(f"/{TREE}"))}
     sent.pop(f"/{LOG}", None)
-    here = {node.path: node for node in state.nodes}
+    # restic prints what is not UTF-8 so.
+    shown = {node: os.fsencode(node.path).decode(errors="replace") for node in state.nodes}
+    here = {path: node._replace(path=path) for node, path in shown.items()}
     time = format_moment(copy.snapshot.time)
     lines = [f"{path[1:]} is not in the copy of {time}" for path in sorted(here.keys() - sent.keys())]
     lines += [f"{path[1:]} is only in the copy of {time}" for path in sorted(sent.keys() - here.keys())]
@@ -174,8 +167,9 @@ def copies(snapshots: Sequence[Snapshot]) -> list[Copy]:
 
 def own_copies(snapshots: Sequence[Snapshot], name: str) -> list[Copy]:
     """The copies of a destination of this machine, oldest first. ``name``: what ``name_of`` gives."""
-    host = os.uname().nodename
-    return [copy for copy in copies(snapshots) if (copy.name, copy.snapshot.host) == (name, host)]
+    return [
+        copy for copy in copies(snapshots) if (copy.name, copy.snapshot.host) == (name, restic.this_host())
+    ]
 
 
 def name_of(destination: int) -> str:
@@ -263,7 +257,7 @@ def send(
         view.note_sent(settings.address)
         return None
     parent = own[-1].snapshot.id if own else None
-    tags = [_name_tag(view.name), _state_tag(view.state), _NEWEST + format_moment(view.state.newest)]
+    tags = [_name_tag(view.name), _NEWEST + format_moment(view.state.newest)]
     with messages.progress(view.state.size()) as advance:
         added = repository.store(view.fd, TREE, tags, parent, advance)
     view.note_sent(settings.address)
@@ -276,8 +270,10 @@ def send(
 
 
 def _follows(view: View, newest: Copy, nodes: Sequence[Node], replace: bool) -> bool:
-    """Whether the newest copy, which holds these nodes, is what a view holds: all of it.
+    """Whether the newest copy, which holds these nodes, is what a view holds.
 
+    It is compared itself, not what was noted of it: restic stores what it can read, and may be killed
+    before a copy that is not whole is taken back.
     Raises Error where the view must not be stored after that copy.
     """
     time = newest.snapshot.time
@@ -292,8 +288,7 @@ def _follows(view: View, newest: Copy, nodes: Sequence[Node], replace: bool) -> 
             f"{view.path} holds none of the backups of its newest off-site copy ({format_moment(time)}):"
             " mount its disk, or use sync --replace if they were meant to go"
         )
-    # restic stores what it can read, and may be killed before the rest of it is taken back.
-    return newest.is_of(view.state) and not differences(newest, nodes, view.state)
+    return not differences(newest, nodes, view.state)
 
 
 def _options(policy: Policy) -> list[str]:

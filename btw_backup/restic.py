@@ -49,6 +49,11 @@ class Node(NamedTuple):
     mtime: int
 
 
+def this_host() -> str:
+    """The host that our snapshots are of."""
+    return os.uname().nodename
+
+
 class Repository:
     """A repository: restic's name of it, the file with its password, and variables for its store."""
 
@@ -90,7 +95,7 @@ class Repository:
         bytes read. Returns how many bytes the repository grew by, before they were compressed. Raises
         Error where not all could be stored.
         """
-        argv = ["backup", "--json", f"--host={os.uname().nodename}", f"--tag={','.join(tags)}"]
+        argv = ["backup", "--json", f"--host={this_host()}", f"--tag={','.join(tags)}"]
         argv.append("--ignore-ctime")  # which changes with each new link to a file
         argv += [f"--parent={parent}"] if parent else ["--force"]
         done = 0
@@ -115,7 +120,7 @@ class Repository:
 
     def forget(self, tag: str, keep: Sequence[str]) -> None:
         """Remove all snapshots of this host with this tag that these options do not keep."""
-        host = f"--host={os.uname().nodename}"
+        host = f"--host={this_host()}"
         self._run("forget", "--prune", "--group-by=", host, f"--tag={tag}", *keep)
 
     def restore(self, id_: str, target: int) -> None:

@@ -2,9 +2,8 @@
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import timedelta
 
 from . import offsite
 from .arguments import add_wait
@@ -14,7 +13,7 @@ from .destination import working_on
 from .errors import BUSY, FAILED, Busy, Error, Usage, naming
 from .files import closing
 from .messages import show, size
-from .restic import Repository, Snapshot
+from .restic import Repository
 
 EXAMPLE = "btw-backup sync /var/backups/etc /var/backups/shop"
 
@@ -25,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replace",
         action="store_true",
-        help="send a destination also where it holds none of the points of its newest copy",
+        help="send a destination also where it holds none of the backups of its newest copy",
     )
     add_wait(parser)
     parser.add_argument("dst", nargs="*", help="a directory that holds backups")
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             with naming(dst):
                 if args.dry_run:
-                    _show(dst, repository.snapshots())
+                    _show(dst, repository)
                 else:
                     _send(dst, repository, settings, args)
         except Error as error:
@@ -76,9 +75,8 @@ def _view(dst: str, args: argparse.Namespace) -> Iterator[offsite.View]:
     deadline = time.monotonic() + args.wait.total_seconds()
     with ExitStack() as later:
         while True:
-            left = timedelta(seconds=max(deadline - time.monotonic(), 0))
             try:
-                with working_on(dst, args.messages.warning, wait=left) as held:
+                with working_on(dst, args.messages.warning) as held:
                     state = offsite.examine(dst, held.fd, held.backups)
                     view = later.enter_context(offsite.View(held, state))
                 break
@@ -89,9 +87,9 @@ def _view(dst: str, args: argparse.Namespace) -> Iterator[offsite.View]:
         yield view
 
 
-def _show(dst: str, snapshots: Sequence[Snapshot]) -> None:
+def _show(dst: str, repository: Repository) -> None:
     with closing(open_destination(dst)) as destination:
         state = offsite.examine(dst, destination, scan(destination))
-        own = offsite.own_copies(snapshots, offsite.name_of(destination))
-    unchanged = bool(own) and own[-1].is_of(state)
+        own = offsite.own_copies(repository.snapshots(), offsite.name_of(destination))
+    unchanged = own and not offsite.differences(own[-1], repository.nodes(own[-1].snapshot.id), state)
     show(f"{'unchanged' if unchanged else 'send'} {dst} ({size(state.size())})")

@@ -179,7 +179,7 @@ def first_names(archive: Stream, members: Sequence[str]) -> set[str]:
     An archive holds the content of such a file under the first of its names only. Raises
     tarfile.TarError where the archive is damaged.
     """
-    import tarfile  # slow to import, and nothing else needs it
+    import tarfile  # slow to import, and no backup needs it
 
     with tarfile.open(fileobj=cast(IO[bytes], archive), mode="r|") as headers:
         links = [entry for entry in headers if entry.islnk()]

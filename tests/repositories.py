@@ -124,6 +124,15 @@ def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def repository(blank: Path, tmp_path: Path, config_dir: Path) -> Path:
+    """A repository in a folder, which the configuration names."""
+    path = tmp_path / "repository"
+    shutil.copytree(blank, path)
+    configure(config_dir, path)
+    return path
+
+
 def snapshots(address: str | Path, env: dict[str, str] | None = None) -> list[dict[str, object]]:
     """What the repository holds, oldest first."""
     found: list[dict[str, object]] = json.loads(restic(address, "snapshots", "--no-lock", "--json", env=env))

@@ -18,6 +18,7 @@ from .conftest import Btw, Result
 from .postgres_servers import MakeDatabase, Server
 from .repositories import PASSWORD, S3, configure, restic, snapshots
 from .test_concurrency import Gate, Start, ended
+from .test_list import rdiff_backup
 from .test_offsite_failures import at_rest
 
 pytest_plugins = ["tests.postgres_servers"]
@@ -35,21 +36,13 @@ LONG_AGO = "2025-01-01T00:00:00"
 
 start = test_concurrency.start
 blank = repositories.blank
+repository = repositories.repository
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let restic have no cache of another test's copy of the repository."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def repository(blank: Path, tmp_path: Path, config_dir: Path) -> Path:
-    """A repository in a folder, which the configuration names."""
-    path = tmp_path / "repository"
-    shutil.copytree(blank, path)
-    configure(config_dir, path)
-    return path
 
 
 def add_tarball(dst: Path, time: str, content: str = "content\n") -> Path:
@@ -403,6 +396,16 @@ def test_a_destination_whose_name_is_not_utf8(btw: Btw, repository: Path, tmp_pa
     assert len(snapshots(repository)) == 1
     assert btw("verify", "--offsite", dst) == SILENCE
     assert btw("fetch", dst, tmp_path / "target") == SILENCE
+
+
+def test_a_database_whose_name_is_not_utf8(btw: Btw, repository: Path, dst: Path, tmp_path: Path) -> None:
+    chain = dst / LONG_AGO
+    rdiff_backup(chain, tmp_path / "staged", int(datetime.fromisoformat(f"{LONG_AGO}Z").timestamp()))
+    (chain / "backup.tar").rename(chain / f"{trees.NOT_UTF8}.dump")
+    assert btw("sync", dst) == SILENCE
+    assert btw("sync", dst) == SILENCE
+    assert len(snapshots(repository)) == 1
+    assert btw("verify", "--offsite", dst) == SILENCE
 
 
 @pytest.mark.parametrize("name", [trees.NOT_UTF8, trees.NEWLINE], ids=["not-utf8", "newline"])

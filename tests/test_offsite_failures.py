@@ -38,6 +38,7 @@ AT_REST = {"lock", "newest", "sent"}
 AUTO = "OFFSITE_AUTO = True\n"
 start = test_concurrency.start
 blank = repositories.blank
+repository = repositories.repository
 land = test_hostile.land
 NOT_SENT = "btw_backup: the backup was made, but not its off-site copy: "
 
@@ -337,15 +338,6 @@ def test_the_fetched_copy_of_what_was_killed_gives_back_the_source(
 
 
 # ---- One destination
-
-
-@pytest.fixture
-def repository(blank: Path, config_dir: Path, tmp_path: Path) -> Path:
-    """An empty repository, which is configured."""
-    path = tmp_path / "repository"
-    shutil.copytree(blank, path)
-    configure(config_dir, path)
-    return path
 
 
 def add_point(dst: Path, number: int = 0, size: int = 1000) -> None:
