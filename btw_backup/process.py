@@ -4,6 +4,7 @@ import ctypes
 import fcntl
 import os
 import pwd
+import select
 import shutil
 import signal
 import subprocess
@@ -32,6 +33,9 @@ _MEDDLING = frozenset(
 
 # The most that a user may have without asking (pipe(7)), in bytes.
 _PIPE = 1 << 20
+
+# How often somebody is told that a program still runs, in ms.
+_CALL_EVERY = 200
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -164,15 +168,26 @@ class Program:
 
     def wait(self, meanwhile: Callable[[], None] | None = None) -> Result:
         """Wait for its end; ``meanwhile`` is called several times a second."""
-        while meanwhile is not None and self._process.poll() is None:
-            meanwhile()
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(0.2)
+        if meanwhile is not None:
+            self._call_until_end(meanwhile)
         status = self._process.wait()
         with open(os.dup(self._stderr), "rb") as stderr:
             stderr.seek(0)
             said = stderr.read().decode(errors="surrogateescape")
         return Result(self.name, status, said)
+
+    def _call_until_end(self, call: Callable[[], None]) -> None:
+        # Popen.wait with a timeout, and Popen.poll, take a lock that stays locked for ever when a
+        # signal's handler raises just then (CPython 3.11): whoever waits next would never end.
+        pidfd = os.pidfd_open(self._process.pid)
+        try:
+            ended = select.poll()
+            ended.register(pidfd, select.POLLIN)
+            call()
+            while not ended.poll(_CALL_EVERY):
+                call()
+        finally:
+            os.close(pidfd)
 
     def __enter__(self) -> Self:
         return self
@@ -183,7 +198,7 @@ class Program:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._process.poll() is None:
+        if self._process.returncode is None:
             self._process.kill()
             self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
