@@ -6,7 +6,6 @@ import re
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
 from typing import NamedTuple
@@ -102,18 +101,12 @@ class Content:
     def pump(self, write: Callable[[bytes], object]) -> None:
         """Write all of it, uncompressed. Raises Error in the end where it is not what was stored."""
         hasher = hashlib.new("sha256" if self.digest and len(self.digest) == 64 else "sha1")
-        with (
-            compression.decompressed(self.file, self.compression) as stream,
-            ThreadPoolExecutor(1) as beside,  # hashlib lets other threads run
-        ):
-            hashed = beside.submit(hasher.update, b"")
+        with compression.decompressed(self.file, self.compression) as stream:
             while block := stream.read(BLOCK):
-                hashed.result()
                 if self.digest is not None:
-                    hashed = beside.submit(hasher.update, block)
+                    hasher.update(block)
                 write(block)
                 self.advance(len(block))
-            hashed.result()
             if not stream.sound():
                 raise Error(f"{self.name} is damaged", said=stream.said())
         if self.digest == "":
