@@ -37,15 +37,17 @@ def take(source: Source) -> Fingerprint | None:
 
 def _walk(source: Source, digest: "hashlib.blake2b") -> int:
     """Add every inode to the digest. Returns the newest timestamp, in ns."""
+    # Names as bytes: decoding and encoding all of them would take as long as hashing them.
+    top = os.fsencode(source.directory)
     root = os.stat(os.path.join(source.directory, source.member) if source.member else source.directory)
-    pruned = {os.path.join(source.directory, path) for path in source.left_out}
-    pruned |= {os.path.join(source.directory, pattern[2:]) for pattern in filter(_is_path, source.exclude)}
-    digest.update(_described(source.member, root))
+    pruned = {os.path.join(top, os.fsencode(path)) for path in source.left_out}
+    pruned |= {os.path.join(top, os.fsencode(pattern[2:])) for pattern in filter(_is_path, source.exclude)}
+    digest.update(_described(os.fsencode(source.member), root))
     newest = max(root.st_mtime_ns, root.st_ctime_ns)
-    waiting = [source.directory] if stat.S_ISDIR(root.st_mode) else []
+    waiting = [top] if stat.S_ISDIR(root.st_mode) else []
     while waiting:
         directory = waiting.pop()
-        digest.update(os.fsencode(directory) + b"\0")
+        digest.update(directory + b"\0")
         # As the directory has them: sorted, all would have to be kept. Another order of the same
         # files is only taken for a change.
         with os.scandir(directory) as entries:
@@ -59,7 +61,7 @@ def _walk(source: Source, digest: "hashlib.blake2b") -> int:
                     if not source.one_file_system or inode.st_dev == root.st_dev:
                         waiting.append(entry.path)
                 elif stat.S_ISLNK(inode.st_mode):
-                    digest.update(os.fsencode(os.readlink(entry.path)) + b"\0")
+                    digest.update(os.readlink(entry.path) + b"\0")
     return newest
 
 
@@ -68,9 +70,9 @@ def _is_path(pattern: str) -> bool:
     return pattern.startswith("./") and not re.search(r"[*?\[\\]", pattern)
 
 
-def _described(name: str, inode: os.stat_result) -> bytes:
+def _described(name: bytes, inode: os.stat_result) -> bytes:
     return b"%b\0%d %d %d %d %d %d %d %d\0" % (
-        os.fsencode(name),
+        name,
         inode.st_mode,
         inode.st_uid,
         inode.st_gid,
