@@ -1,27 +1,27 @@
 """A chain: a full backup and its incrementals, kept by rdiff-backup in one directory.
 
-What is known of rdiff-backup here was found by experiment with version 2.2.2. Its exit status 0
-does not mean that anything was stored, so what it did is checked here before anybody sees it.
+What is known of rdiff-backup was found by experiment with version 2.2.2.
 """
 
 import gzip
 import os
 import re
 import zlib
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import IO, NamedTuple, cast
+from typing import NamedTuple
 
 from . import process
 from .errors import Error
-from .files import BLOCK, Linked, directory, link_tree, open_regular, remove, same_content
+from .files import directory, link_tree, open_regular
 
 DATA = "rdiff-backup-data"
 RESTORED = "restored"
 _TEMPORARY = "rdiff-backup.tmp."
 
 # Below this size a copy costs no more than a link.
-_LINKABLE = 64 * 1024
+LINKABLE = 64 * 1024
 
 _STAMP = r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:Z|[+-]\d\d:\d\d))"
 _INCREMENT = re.compile(rf"increments\.{_STAMP}\.dir")
@@ -127,9 +127,10 @@ def restore(within: int, name: str, stamp: str, target: int) -> None:
     rdiff-backup gives status 0 also for damaged content, so compare with ``recorded_digest``.
     """
     # Otherwise it opens a log in the chain, which may lie on a read-only disk.
-    argv = ["rdiff-backup", "--new", "-v0", "--terminal-verbosity", "2", "restore", "--at", stamp]
+    argv = ["-v0", "--terminal-verbosity", "2", "restore", "--at", stamp]
     argv += [name, f"/proc/self/fd/{target}/{RESTORED}"]
-    _run(argv, within, target).check()
+    with started(argv, within, target) as program:
+        ended(program).check()
 
 
 def verify(within: int, name: str, stamp: str) -> None:
@@ -144,10 +145,12 @@ def repaired_copy(chain: int, within: int, name: str) -> None:
     """Make a copy of an interrupted chain, brought back to its last point, without touching it."""
     os.mkdir(name, 0o700, dir_fd=within)
     with directory(name, within) as copied:
-        link_tree(chain, copied, _LINKABLE)
+        link_tree(chain, copied, LINKABLE)
         with directory(DATA, copied) as data:
-            _check_metadata(data, mirror_name(copied))
-            if _run(["rdiff-backup", "--new", "-v2", "regress", name], within, within).status in (0, 2):
+            check_metadata(data, mirror_name(copied))
+            with started(["-v2", "regress", name], within, within) as program:
+                result = ended(program)
+            if result.status in (0, 2):
                 return
             # Killed before it wrote any increment: it finds nothing to do, and does nothing else.
             markers = sorted((m[1], m[0]) for n in os.listdir(data) if (m := _MARKER.fullmatch(n)))
@@ -161,127 +164,22 @@ def mirror_size(chain: int) -> int:
     return 0 if name is None else os.lstat(name, dir_fd=chain).st_size
 
 
-def begin(stage: int, private: int, name: str, time: datetime) -> None:
-    """Make a new chain ``name`` in the private directory, of the one file in ``stage``."""
-    os.mkdir(name, 0o700, dir_fd=private)
-    _back_up(stage, private, name, time).check()
-    with directory(name, private) as made:
-        _check(stage, made, (), time)
-
-
-def extend(chain: int, stage: int, private: int, name: str, time: datetime) -> Linked:
-    """Make a copy ``name`` of the chain in the private directory, and add a point to it.
-
-    Returns what both share, and the size that the chain had. Raises Error where the chain holds
-    what no chain holds, and Unusable where rdiff-backup fails or did not do what it says.
-    """
-    os.mkdir(name, 0o700, dir_fd=private)
-    with directory(name, private) as copied:
-        linked = link_tree(chain, copied, _LINKABLE)
-        with directory(DATA, copied) as data:
-            older = read_state(os.listdir(data)).stamps
-            _check_metadata(data, mirror_name(copied))
-        result = _back_up(stage, private, name, time)
-        if result.status > 0:
-            raise Unusable(result.ending(), said=result.said)
-        result.check()
-        _check(stage, copied, older, time)
-        if older and not _is_compressed(copied, older[-1]):
-            _check_older(chain, private, name, older[-1])
-    return linked
-
-
-def _is_compressed(chain: int, stamp: str) -> bool:
-    """Whether the increment of a point has gzip's checksum; that of a file like ``.bz2`` has not."""
-    with directory(DATA, chain) as data, directory("increments", data) as increments:
-        return any(f".{stamp}." in name and name.endswith(".gz") for name in os.listdir(increments))
-
-
-def _check_older(chain: int, private: int, name: str, stamp: str) -> None:
-    """Raise Unusable unless the copy ``name`` gives back at a point what is the chain's mirror."""
-    try:
-        restore(private, name, stamp, private)
-    except Error as error:
-        raise Unusable(*error.lines, said=error.said) from error
-    with directory(RESTORED, private) as restored:
-        _check_same(chain, restored, mirror_name(chain) or "", Unusable(f"the point {stamp} is not stored"))
-    remove(RESTORED, private)
-
-
-def _back_up(stage: int, private: int, name: str, time: datetime) -> process.Result:
-    # It takes a file whose size and mtime are unchanged for unchanged; no earlier point has this.
-    for entry in os.listdir(stage):
-        os.utime(entry, (time.timestamp(), time.timestamp()), dir_fd=stage, follow_symlinks=False)
-    argv = ["rdiff-backup", "--new", "-v2", "--no-fsync", "--current-time", str(int(time.timestamp()))]
-    # Paths that hold "::" are remote hosts to it; these can't.
-    argv += ["backup", ".", f"/proc/self/fd/{private}/{name}"]
-    return _run(argv, stage, private)
-
-
-def _run(argv: list[str], cwd: int, writable: int) -> process.Result:
-    """Run rdiff-backup, with its temporary files in the open directory ``writable``."""
+def started(argv: Sequence[str], cwd: int, writable: int, stdin: int = process.DEVNULL) -> process.Program:
+    """A running rdiff-backup, with its temporary files in the open directory ``writable``."""
     env = {"TMPDIR": f"/proc/self/fd/{writable}"}
-    result = process.run(argv, cwd=cwd, pass_fds=[writable], env=env)
+    argv = ["rdiff-backup", "--new", *argv]
+    return process.Program(argv, stdin=stdin, cwd=cwd, pass_fds=[writable], env=env)
+
+
+def ended(program: process.Program, meanwhile: Callable[[], None] | None = None) -> process.Result:
+    """How it ended, with what it said in short; ``meanwhile`` as in ``Program.wait``."""
+    result = program.wait(meanwhile)
     # It shows its own tracebacks, as on a full disk: their last line says it all.
     head, traceback, trace = result.said.partition("Traceback (most recent call last):\n")
     return result._replace(said=head + trace.splitlines()[-1]) if traceback else result
 
 
-def _check(stage: int, chain: int, older: tuple[str, ...], time: datetime) -> None:
-    """Raise Error unless the chain holds the staged file, and the older points still."""
-    failure = Unusable("rdiff-backup exited with code: 0, but did not store the new point")
-    with directory(DATA, chain) as data:
-        state = read_state(os.listdir(data))
-        if state.interrupted or tuple(map(moment, state.stamps)) != (*map(moment, older), time):
-            raise failure
-        name = mirror_name(chain)
-        if name is None or os.listdir(stage) != [name]:
-            raise failure
-        _check_same(stage, chain, name, failure)
-        if recorded(chain, state.stamps[-1]) is None:
-            raise failure
-        if older:
-            _check_increment(data, name, older[-1], failure)
-
-
-def _check_same(stage: int, chain: int, name: str, failure: Error) -> None:
-    staged = open_regular(name, stage)
-    try:
-        mirror = open_regular(name, chain)
-        try:
-            if not same_content(staged, mirror):
-                raise failure
-        finally:
-            os.close(mirror)
-    finally:
-        os.close(staged)
-
-
-def _check_increment(data: int, name: str, stamp: str, failure: Error) -> None:
-    """Raise unless the way back to the point before the new one has been stored, whole."""
-    with directory("increments", data) as increments:
-        for ending in ("diff.gz", "snapshot.gz", "diff", "snapshot"):
-            try:
-                fd = open_regular(f"{name}.{stamp}.{ending}", increments)
-            except FileNotFoundError:
-                continue
-            with open(fd, "rb") as file:
-                increment = gzip.open(file) if ending.endswith(".gz") else file
-                if _is_whole(cast(IO[bytes], increment)):
-                    return
-    raise failure
-
-
-def _is_whole(increment: IO[bytes]) -> bool:
-    """Whether an increment can be read to its end, where gzip keeps a checksum, and is not empty."""
-    try:
-        size = sum(map(len, iter(lambda: increment.read(BLOCK), b"")))
-    except (OSError, EOFError, zlib.error):
-        return False
-    return size > 0
-
-
-def _check_metadata(data: int, name: str | None) -> None:
+def check_metadata(data: int, name: str | None) -> None:
     """Raise Error where the metadata names another file than the mirror.
 
     rdiff-backup deletes and replaces what its metadata names, and who owns the chain could have

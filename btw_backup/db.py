@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from . import hooks, offsite, postgres
+from .addition import adding
 from .arguments import add_destination, add_owner, add_wait
 from .backups import DUMP, GLOBALS, Stored, summary
 from .config import DbOptions, check_database_name, load_db, load_general
@@ -75,8 +76,9 @@ def _back_up(
         if _unchanged(destination, mirror, dumped):
             destination.note_unchanged(at, options.limits)
             return None, size
-        (postgres.read_globals if database is None else postgres.read_dump)(dumped)
-        return destination.add_point(stage, at, options.limits), size
+        with adding(destination, stage, at, options.limits) as add:
+            (postgres.read_globals if database is None else postgres.read_dump)(dumped)
+            return add(), size
 
 
 def _size_before(destination: Destination, mirror: str) -> int | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
-from . import chain, record
+from . import record
 from .backups import (
     ARCHIVE,
     CHECKSUM,
@@ -29,10 +29,7 @@ from .files import (
     closing,
     create,
     directory,
-    exchange,
     exists,
-    finish_tree,
-    is_full,
     open_regular,
     publish,
     remove,
@@ -42,7 +39,7 @@ from .files import (
 )
 from .measures import remember_size
 from .ownership import UNCHANGED, Owner
-from .private import REPLACED, UNPAIRED, locked, private_directory, run_directory
+from .private import UNPAIRED, locked, private_directory, run_directory
 from .record import Record
 from .spans import format_moment
 
@@ -61,12 +58,12 @@ class Destination:
     def __init__(
         self, path: str, fd: int, private: int, run: int, owner: Owner, warn: Callable[[str], None]
     ) -> None:
-        self._warn = warn
+        self.warn = warn
         self.path = path
         self.fd = fd
         self.private = private
         self.run = run
-        self._owner = owner
+        self.owner = owner
         self.backups = scan(fd)
 
     def next_time(self, clock: Callable[[], float] = time.time) -> datetime:
@@ -108,7 +105,7 @@ class Destination:
         with naming(os.path.join(self.path, LOG)):
             if not exists(LOG, self.fd):
                 with create(LOG, self.run) as new, suppress(FileExistsError):
-                    os.fchown(new, *self._owner)
+                    os.fchown(new, *self.owner)
                     publish(LOG, self.run, LOG, self.fd)
             with closing(open_regular(LOG, self.fd, os.O_RDWR | os.O_APPEND)) as fd:
                 found = os.fstat(fd)
@@ -166,7 +163,7 @@ class Destination:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         with create(CHECKSUM, self.run) as fd:
             write_all(fd, f"{digest}  {name}\n".encode())
-            os.fchown(fd, *self._owner)
+            os.fchown(fd, *self.owner)
             os.fsync(fd)
         publish(CHECKSUM, self.run, name + CHECKSUM, self.fd)
 
@@ -184,7 +181,7 @@ class Destination:
         """Publish the file that ``prepared`` gave, under its name. ``size``: when restored, in bytes."""
         with naming(self.path):
             remember_size(prepared, size)
-            os.fchown(prepared, *self._owner)
+            os.fchown(prepared, *self.owner)
             os.fsync(prepared)
             with uninterrupted(), self._with_checksum(name) as has_checksum:
                 if has_checksum:
@@ -221,66 +218,6 @@ class Destination:
         kind = "full" if full_backup_due(self.latest_chain(), at, limits) else "incremental"
         text = f"no change in the data to be backed up: skipping creation of new {kind} backup"
         self.note(f"{format_moment(at)}: {text}")
-
-    def add_point(self, stage: int, at: datetime, limits: Limits) -> Stored:
-        """Store the one file in the open directory ``stage``: in the latest chain, or in a new one."""
-        latest = self.latest_chain()
-        broken = next((b.name for b in self.backups[-1:] if b.interrupted), None)
-        with naming(self.path):
-            if latest is not None and not full_backup_due(latest, at, limits):
-                try:
-                    added = self._extend(stage, latest, at)
-                    self.backups = scan(self.fd)
-                    return Stored("incremental", at, added)
-                except chain.Unusable as error:
-                    if is_full(self.run):
-                        raise
-                    broken = f"{latest.name} ({error})"
-                    remove(latest.name, self.run)
-            stored = Stored("full", at, self._add_chain(stage, at))
-            self.backups = scan(self.fd)
-        if broken is not None:
-            text = f"cannot add to the chain {broken}: started a new one; the old one is kept as it is"
-            self.note(f"{format_moment(at)}: {text}")
-            self._warn(f"{self.path}: {text}")
-        return stored
-
-    def _add_chain(self, stage: int, at: datetime) -> int:
-        name = format_moment(at)
-        try:
-            chain.begin(stage, self.run, name, at)
-        except Error as error:  # of a disk that was full it need not say so, and by now there is room
-            raise Error(f"{error} (in {self.path})", said=error.said) from error
-        with directory(name, self.run) as made:
-            size = finish_tree(made, *self._owner, set())
-        publish(name, self.run, name, self.fd)
-        os.fsync(self.fd)
-        return size
-
-    def _extend(self, stage: int, extended: Backup, at: datetime) -> int:
-        name = extended.name
-        with directory(name, self.fd) as visible:
-            linked = chain.extend(visible, stage, self.run, name, at)
-            before = linked.size - chain.mirror_size(visible)
-        with directory(name, self.run) as made:
-            size = finish_tree(made, *self._owner, linked.inodes)
-            added = size - chain.mirror_size(made) - before
-        if not exchange(name, self.run, name, self.fd):
-            self._replace(name)
-        os.fsync(self.fd)
-        return added
-
-    def _replace(self, name: str) -> None:
-        """Exchange by two renames; a run that comes after a kill between them finishes the work."""
-        os.mkdir(REPLACED, 0o700, dir_fd=self.private)
-        with directory(REPLACED, self.private) as aside:
-            os.rename(name, name, src_dir_fd=self.fd, dst_dir_fd=aside)
-            try:
-                publish(name, self.run, name, self.fd)
-            except BaseException:
-                publish(name, aside, name, self.fd)
-                raise
-        remove(REPLACED, self.private)
 
 
 @contextmanager

@@ -25,6 +25,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _GROWING = (".log", "log.txt")
 # rdiff-backup keeps one file in directories that are two deep.
 DEPTH = 8
+# Files that take the disk long enough to begin before they are complete, in bytes.
+_LARGE = 1 << 20
+_SYNC_FILE_RANGE_WRITE = 2
+_WHOLE = ctypes.c_int64(0)
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 
@@ -297,6 +301,15 @@ def finish_tree(top: int, uid: int, gid: int, untouched: set[int]) -> int:
         os.fchown(top, uid, gid)
     os.fsync(top)
     return total
+
+
+def start_writing(top: int) -> None:
+    """Have the large files of an open directory written to the disk from now on: fsync waits less then."""
+    with os.scandir(top) as entries, suppress(OSError):  # it is a hint, and they may be renamed meanwhile
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False) and entry.stat().st_size >= _LARGE:
+                with closing(open_regular(entry.name, top)) as fd:
+                    _libc.sync_file_range(fd, _WHOLE, _WHOLE, _SYNC_FILE_RANGE_WRITE)
 
 
 class NoRoom(Error):

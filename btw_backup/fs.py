@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from . import compression, fingerprint, hooks, offsite, tarball, workdir
+from .addition import adding
 from .arguments import add_destination, add_owner, add_wait
 from .backups import ARCHIVE, ENDING_OF, Stored, summary
 from .config import FsOptions, load_fs, load_general
@@ -151,15 +152,18 @@ def _store(
         archive.finish()
         _note_unchanged(destination, options, at)
         return None
-    with workdir.staging(work) as stage:
-        with create(ARCHIVE, stage) as output:
-            for block in stream:
-                write_all(output, block)
-            archive.finish()
-            if differs and newest is not None and same_content(output, newest.file):
-                _note_unchanged(destination, options, at)
-                return None
-        return destination.add_point(stage, at, options.limits)
+    with (
+        workdir.staging(work) as stage,
+        create(ARCHIVE, stage) as output,
+        adding(destination, stage, at, options.limits) as add,
+    ):
+        for block in stream:
+            write_all(output, block)
+        archive.finish()
+        if differs and newest is not None and same_content(output, newest.file):
+            _note_unchanged(destination, options, at)
+            return None
+        return add()
 
 
 def _store_tarball(

@@ -35,7 +35,7 @@ _MEDDLING = frozenset(
 _PIPE = 1 << 20
 
 # How often somebody is told that a program still runs, in ms.
-_CALL_EVERY = 200
+_CALL_EVERY = 20
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -167,7 +167,7 @@ class Program:
         return cast(IO[bytes], self._process.stdin)
 
     def wait(self, meanwhile: Callable[[], None] | None = None) -> Result:
-        """Wait for its end; ``meanwhile`` is called several times a second."""
+        """Wait for its end; ``meanwhile`` is called many times a second."""
         if meanwhile is not None:
             self._call_until_end(meanwhile)
         status = self._process.wait()
@@ -208,6 +208,7 @@ class Program:
         os.close(self._stderr)
 
 
+DEVNULL = subprocess.DEVNULL
 PIPE = subprocess.PIPE
 
 

@@ -62,6 +62,10 @@ def setup(
     return Setup(src, dst, config, btw)
 
 
+def names_below(directory: Path) -> set[Path]:
+    return set(directory.rglob("*"))
+
+
 def same_size_and_mtime(src: Path) -> None:
     before = (src / "file").stat()
     (src / "file").write_text("CONTENT\n")
@@ -98,6 +102,17 @@ def test_a_change_is_stored(setup: Setup, change: str) -> None:
     CHANGES[change](setup.src)
     assert setup.run("fs", setup.src, setup.dst).status == 0
     assert len(setup.points()) == 2
+
+
+def test_what_changed_back_is_no_change_and_leaves_nothing(setup: Setup) -> None:
+    before = setup.points(), names_below(setup.dst)
+    (setup.src / "file").chmod(0o600)
+    (setup.src / "file").chmod(0o644)
+    ended = setup.run("fs", setup.src, setup.dst)
+    assert (ended.status, ended.out, ended.err) == (0, "", "")
+    assert (setup.points(), names_below(setup.dst)) == before
+    assert "no change" in (setup.dst / "log.txt").read_text().splitlines()[-1]
+    assert list((setup.config.parent / "backup").iterdir()) == []
 
 
 def test_an_option_is_changed(setup: Setup) -> None:
