@@ -8,13 +8,21 @@ import hashlib
 import os
 import re
 import stat
+import sys
 import time
+from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 
+from . import process
 from .tarball import Source, tar_command
 
 # A change within the tick of the clock that a walk has seen gets the same timestamp.
 _SETTLING = 2 * 10**9
+
+# As soon as so many directories wait to be walked, so many processes share them. The digest depends on both.
+_WAITING = 64
+_SHARES = 4
 
 
 class Fingerprint(NamedTuple):
@@ -42,27 +50,64 @@ def _walk(source: Source, digest: "hashlib.blake2b") -> int:
     root = os.stat(os.path.join(source.directory, source.member) if source.member else source.directory)
     pruned = {os.path.join(top, os.fsencode(path)) for path in source.left_out}
     pruned |= {os.path.join(top, os.fsencode(pattern[2:])) for pattern in filter(_is_path, source.exclude)}
+    tree = _Tree(frozenset(pruned), root.st_dev if source.one_file_system else None)
     digest.update(_described(os.fsencode(source.member), root))
     newest = max(root.st_mtime_ns, root.st_ctime_ns)
     waiting = [top] if stat.S_ISDIR(root.st_mode) else []
-    while waiting:
-        directory = waiting.pop()
-        digest.update(directory + b"\0")
-        # As the directory has them: sorted, all would have to be kept. Another order of the same
-        # files is only taken for a change.
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                if pruned and entry.path in pruned:
-                    continue
-                inode = entry.stat(follow_symlinks=False)
-                digest.update(_described(entry.name, inode))
-                newest = max(newest, inode.st_mtime_ns, inode.st_ctime_ns)
-                if stat.S_ISDIR(inode.st_mode):
-                    if not source.one_file_system or inode.st_dev == root.st_dev:
-                        waiting.append(entry.path)
-                elif stat.S_ISLNK(inode.st_mode):
-                    digest.update(os.readlink(entry.path) + b"\0")
+    newest = max(newest, tree.walk(waiting, digest, _WAITING))
+    for share in tree.walk_together([waiting[n::_SHARES] for n in range(_SHARES if waiting else 0)]):
+        digest.update(share)
+        newest = max(newest, int(share.partition(b" ")[0]))
     return newest
+
+
+class _Tree(NamedTuple):
+    """What is walked: all but what is ``pruned``, on one ``device`` only, or on all where that is None."""
+
+    pruned: frozenset[bytes]
+    device: int | None
+
+    def walk(self, waiting: list[bytes], digest: "hashlib.blake2b", most: int = sys.maxsize) -> int:
+        """Add to the digest what is in the waiting directories, and below, while fewer than ``most`` wait.
+
+        Returns the newest timestamp that was met, in ns.
+        """
+        newest = 0
+        while 0 < len(waiting) < most:
+            directory = waiting.pop()
+            digest.update(directory + b"\0")
+            # As the directory has them: sorted, all would have to be kept. Another order of the same
+            # files is only taken for a change.
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if self.pruned and entry.path in self.pruned:
+                        continue
+                    inode = entry.stat(follow_symlinks=False)
+                    digest.update(_described(entry.name, inode))
+                    newest = max(newest, inode.st_mtime_ns, inode.st_ctime_ns)
+                    if stat.S_ISDIR(inode.st_mode):
+                        if self.device in (None, inode.st_dev):
+                            waiting.append(entry.path)
+                    elif stat.S_ISLNK(inode.st_mode):
+                        digest.update(os.readlink(entry.path) + b"\0")
+        return newest
+
+    def walk_together(self, shares: list[list[bytes]]) -> list[bytes]:
+        """Walk each share of waiting directories in a process of its own, the first in this one.
+
+        Returns of each the newest timestamp, in ns, and a digest of all below.
+        """
+        if not shares:
+            return []
+        with ExitStack() as stack:
+            others = [
+                stack.enter_context(process.beside(partial(self._walk_share, share))) for share in shares[1:]
+            ]
+            return [self._walk_share(shares[0]), *(other() for other in others)]
+
+    def _walk_share(self, share: list[bytes]) -> bytes:
+        digest = hashlib.blake2b()
+        return b"%d %b" % (self.walk(share, digest), digest.digest())
 
 
 def _is_path(pattern: str) -> bool:

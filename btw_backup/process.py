@@ -1,4 +1,4 @@
-"""Running other programs: the only module that imports subprocess."""
+"""Other processes: programs, by the only module that imports subprocess, and work of our own."""
 
 import ctypes
 import fcntl
@@ -8,12 +8,12 @@ import select
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import IO, Any, NamedTuple, Self, cast
+from typing import IO, Any, NamedTuple, NoReturn, Self, cast
 
-from .errors import Error
+from .errors import Error, uninterrupted
 
 _PACKAGES = {
     "pg_dump": "postgresql-client",
@@ -99,13 +99,18 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**kept, "LC_ALL": "C.UTF-8", "TZ": "UTC", **(extra or {})}
 
 
+def _end_with(parent: int) -> None:
+    """In a child: end with the process that made it, whatever ends that."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the line above took effect
+        os._exit(127)
+
+
 def _in_child(cwd: int | None, parent: int) -> Callable[[], None]:
-    """What the child does before it becomes the program: end with us, whatever ends us."""
+    """What the child does before it becomes the program."""
 
     def prepare() -> None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # we ended before the line above took effect
-            os._exit(127)
+        _end_with(parent)
         if cwd is not None:
             os.fchdir(cwd)
 
@@ -230,3 +235,46 @@ def widen(pipe: IO[bytes]) -> None:
     """Give a pipe room for several blocks, where the system allows it."""
     with suppress(OSError):  # the user's share of pipe buffers may be used up (pipe(7))
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE)
+
+
+@contextmanager
+def beside(work: Callable[[], bytes]) -> Iterator[Callable[[], bytes]]:
+    """Do some work of our own in another process; what this yields waits for its result.
+
+    That raises ChildProcessError where the work could not be done. Leaving the block ends it.
+    """
+    reading, writing = os.pipe()
+    child = 0
+    with open(reading, "rb") as results:
+        try:
+            with open(writing, "wb") as output, uninterrupted():
+                parent = os.getpid()
+                child = os.fork()
+                if child == 0:
+                    _do(work, output, parent)
+
+            def result() -> bytes:
+                found = results.read()
+                ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+                if ended is None or (ended.si_code, ended.si_status) != (os.CLD_EXITED, 0):
+                    raise ChildProcessError(f"the process {child} has failed")
+                return found
+
+            yield result
+        finally:
+            if child:
+                with uninterrupted():
+                    os.kill(child, signal.SIGKILL)
+                    os.waitpid(child, 0)
+
+
+def _do(work: Callable[[], bytes], output: IO[bytes], parent: int) -> NoReturn:
+    """In a child, where signals stay blocked: our handlers are not for it."""
+    status = 1
+    try:
+        _end_with(parent)
+        output.write(work())
+        output.flush()
+        status = 0
+    finally:
+        os._exit(status)

@@ -1,7 +1,15 @@
-"""Running other programs, where no command shows it."""
+"""Other processes, where no command shows them."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+from btw_backup import process
 
 # A signal that arrives just when subprocess has taken its lock, or else while it is being waited.
 SIGNALLED = """
@@ -56,3 +64,86 @@ def test_a_signal_always_ends_what_is_waited_for() -> None:
         timeout=30,
     )
     assert (done.stdout, done.stderr, done.returncode) == ("ended\n", "", 0)
+
+
+def test_work_beside_gives_its_result() -> None:
+    with process.beside(lambda: b"%d" % os.getpid()) as other, process.beside(lambda: bytes(1 << 20)) as long:
+        assert other() != b"%d" % os.getpid()
+        assert long() == bytes(1 << 20)
+    assert no_child()
+
+
+def fail() -> bytes:
+    raise KeyError
+
+
+def end_by_signal() -> bytes:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return b""
+
+
+@pytest.mark.parametrize("work", [fail, end_by_signal])
+def test_work_beside_that_fails_is_noticed(
+    work: Callable[[], bytes], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with process.beside(work) as other, pytest.raises(ChildProcessError):
+        other()
+    assert capfd.readouterr() == ("", "")
+    assert no_child()
+
+
+def sleep() -> bytes:
+    time.sleep(60)
+    return b""
+
+
+def test_work_beside_ends_with_the_block() -> None:
+    started = time.monotonic()
+    with pytest.raises(KeyError), process.beside(sleep):
+        raise KeyError
+    assert time.monotonic() - started < 30
+    assert no_child()
+
+
+def no_child() -> bool:
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+    return True
+
+
+# A process in which another one works, until a signal comes to both, as from a terminal.
+BESIDE = """
+import os, signal, sys, time
+from btw_backup import process
+
+def end(signum, frame):
+    print("handled by", "child" if os.getpid() != parent else "parent", flush=True)
+    raise SystemExit(7)
+
+def work():
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+
+parent = os.getpid()
+signal.signal(signal.SIGINT, end)
+with process.beside(work) as other:
+    other()
+"""
+
+
+@pytest.mark.parametrize(
+    "signum, expected, status", [(signal.SIGINT, "handled by parent\n", 7), (signal.SIGKILL, "", -9)]
+)
+def test_work_beside_ends_with_us(signum: int, expected: str, status: int) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", BESIDE],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as parent:
+        assert parent.stdout is not None
+        assert int(parent.stdout.readline()) != parent.pid
+        (os.kill if signum == signal.SIGKILL else os.killpg)(parent.pid, signum)
+        assert parent.stdout.read() == expected  # ends when the child has ended, too
+        assert parent.wait(timeout=30) == status

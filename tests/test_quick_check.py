@@ -1,5 +1,6 @@
 """The fast way is never a wrong way: whatever changes is stored, although no file is read in vain."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -201,6 +202,70 @@ def test_times_in_the_future_are_never_settled(settled_sources: Iterator[Path]) 
     time.sleep(2.1)
     found = take(src)
     assert found is not None and not found.settled
+
+
+@pytest.fixture
+def broad(tmp_path: Path) -> Path:
+    """A tree with so many directories that several processes walk it."""
+    src = tmp_path / "broad"
+    for number in range(100):
+        (src / f"{number:03}" / "sub").mkdir(parents=True)
+        (src / f"{number:03}" / "sub" / "file").write_text("content\n")
+    return src
+
+
+def test_a_change_is_seen_in_every_part_of_a_broad_tree(broad: Path) -> None:
+    seen = [take(broad)]
+    assert seen == [take(broad)]
+    for path in sorted(broad.glob("*/sub/file")):
+        path.chmod(0o600)
+        seen.append(take(broad))
+    assert None not in seen
+    assert len({found.digest for found in seen if found is not None}) == 101
+
+
+def test_the_newest_timestamp_counts_in_every_part_of_a_broad_tree(broad: Path) -> None:
+    time.sleep(2.1)
+    settled = take(broad)
+    assert settled is not None and settled.settled
+    ahead = time.time() + 3600
+    for path in sorted(broad.glob("*/sub/file")):
+        before = path.stat()
+        os.utime(path, (ahead, ahead))
+        found = take(broad)
+        assert found is not None and not found.settled
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+def test_every_part_of_a_broad_tree_stays_on_one_file_system(broad: Path) -> None:
+    mounted = broad / "050" / "sub"
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", mounted], check=True)
+    try:
+        (mounted / "there").touch()
+        before = fingerprint.take(Source(str(broad), "", (), (), True)), take(broad)
+        (mounted / "there").chmod(0o600)
+        after = fingerprint.take(Source(str(broad), "", (), (), True)), take(broad)
+    finally:
+        subprocess.run(["umount", mounted], check=True)
+    assert before[1] != after[1]
+    assert before[0] is not None and after[0] is not None
+    assert before[0].digest == after[0].digest
+
+
+def test_a_part_of_a_broad_tree_that_cannot_be_walked_cannot_be_told(
+    broad: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.scandir
+    for number in range(100):  # whichever of the processes it is that fails
+
+        def scandir(path: bytes, name: bytes = b"/%03d/sub" % number) -> Iterator[os.DirEntry[bytes]]:
+            if name in path:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+        assert take(broad) is None
 
 
 def test_what_cannot_be_walked_cannot_be_told(src: Path) -> None:
