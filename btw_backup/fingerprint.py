@@ -55,7 +55,7 @@ def _walk(source: Source, digest: "hashlib.blake2b") -> int:
     newest = max(root.st_mtime_ns, root.st_ctime_ns)
     waiting = [top] if stat.S_ISDIR(root.st_mode) else []
     newest = max(newest, tree.walk(waiting, digest, _WAITING))
-    for share in tree.walk_together([waiting[n::_SHARES] for n in range(_SHARES if waiting else 0)]):
+    for share in tree.walk_together(waiting) if waiting else ():
         digest.update(share)
         newest = max(newest, int(share.partition(b" ")[0]))
     return newest
@@ -92,18 +92,15 @@ class _Tree(NamedTuple):
                         digest.update(os.readlink(entry.path) + b"\0")
         return newest
 
-    def walk_together(self, shares: list[list[bytes]]) -> list[bytes]:
-        """Walk each share of waiting directories in a process of its own, the first in this one.
+    def walk_together(self, waiting: list[bytes]) -> list[bytes]:
+        """Walk the waiting directories, each share of them in a process of its own, the first in this one.
 
         Returns of each the newest timestamp, in ns, and a digest of all below.
         """
-        if not shares:
-            return []
+        first, *others = (partial(self._walk_share, waiting[n::_SHARES]) for n in range(_SHARES))
         with ExitStack() as stack:
-            others = [
-                stack.enter_context(process.beside(partial(self._walk_share, share))) for share in shares[1:]
-            ]
-            return [self._walk_share(shares[0]), *(other() for other in others)]
+            results = [stack.enter_context(process.beside(other)) for other in others]
+            return [first(), *(result() for result in results)]
 
     def _walk_share(self, share: list[bytes]) -> bytes:
         digest = hashlib.blake2b()
