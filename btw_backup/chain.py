@@ -83,6 +83,15 @@ def mirror_name(chain: int) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
+def open_temporary(chain: int) -> int:
+    """The open file that rdiff-backup writes to become the mirror, -1 where there is none yet."""
+    for name in os.listdir(chain):
+        if name.startswith(_TEMPORARY):
+            with suppress(FileNotFoundError):  # renamed meanwhile
+                return open_regular(name, chain)
+    return -1
+
+
 class Recorded(NamedTuple):
     """The size of a file in bytes, and its SHA1."""
 

@@ -15,7 +15,18 @@ from typing import IO, cast
 from . import chain, process
 from .chain import Unusable
 from .errors import Error
-from .files import BLOCK, Linked, directory, link_tree, open_regular, remove, same_content, start_writing
+from .files import (
+    BLOCK,
+    Linked,
+    closing,
+    directory,
+    link_tree,
+    open_regular,
+    remove,
+    same_content,
+    same_until,
+    start_writing,
+)
 
 
 @contextmanager
@@ -29,9 +40,9 @@ def beginning(stage: int, private: int, name: str, time: datetime) -> Iterator[C
     with _backing_up(stage, private, name, time) as back_up:
 
         def finish() -> None:
-            back_up().check()
-            with directory(name, private) as made:
-                _check(stage, made, (), time)
+            with directory(name, private) as made, _comparing(stage, made) as comparison:
+                back_up(comparison.go_on).check()
+                _check(made, comparison, (), time)
 
         yield finish
 
@@ -55,11 +66,12 @@ def extending(
         with _backing_up(stage, private, name, time) as back_up:
 
             def finish() -> Linked:
-                result = back_up()
-                if result.status > 0:
-                    raise Unusable(result.ending(), said=result.said)
-                result.check()
-                _check(stage, copied, older, time)
+                with _comparing(stage, copied) as comparison:
+                    result = back_up(comparison.go_on)
+                    if result.status > 0:
+                        raise Unusable(result.ending(), said=result.said)
+                    result.check()
+                    _check(copied, comparison, older, time)
                 if older and not _is_compressed(copied, older[-1]):
                     _check_older(extended, private, name, older[-1])
                 return linked
@@ -67,59 +79,93 @@ def extending(
             yield finish
 
 
+_BackUp = Callable[[Callable[[], None]], process.Result]
+
+
 @contextmanager
-def _backing_up(
-    stage: int, private: int, name: str, time: datetime
-) -> Iterator[Callable[[], process.Result]]:
-    """Start rdiff-backup; what this yields has it back up the stage, and waits for its end."""
+def _backing_up(stage: int, private: int, name: str, time: datetime) -> Iterator[_BackUp]:
+    """Start rdiff-backup; what this yields has it back up the stage, and waits for its end.
+
+    That takes what is called meanwhile, as ``Program.wait``.
+    """
     argv = ["-v2", "--no-fsync", "--current-time", str(int(time.timestamp())), "backup"]
     # What to leave out, nothing, is read from the pipe before it looks for files.
     # Paths that hold "::" are remote hosts to it; these can't.
     argv += ["--exclude-filelist-stdin", ".", f"/proc/self/fd/{private}/{name}"]
     with chain.started(argv, stage, private, process.PIPE) as program:
 
-        def back_up() -> process.Result:
+        def back_up(meanwhile: Callable[[], None]) -> process.Result:
             # It takes a file whose size and mtime are unchanged for unchanged; no earlier point has this.
             for entry in os.listdir(stage):
                 os.utime(entry, (time.timestamp(), time.timestamp()), dir_fd=stage, follow_symlinks=False)
             program.stdin.close()
-            with directory(name, private) as written:
-                result = chain.ended(program, lambda: start_writing(written))
-                start_writing(written)
-            return result
+            return chain.ended(program, meanwhile)
 
         yield back_up
 
 
-def _check(stage: int, made: int, older: tuple[str, ...], time: datetime) -> None:
+class _Comparison:
+    """Compares the staged file ``name`` with the mirror while rdiff-backup still writes that.
+
+    Then it need not come back from the disk, and has begun to go there. Made by ``_comparing``.
+    """
+
+    def __init__(self, name: str, staged: int, made: int) -> None:
+        self.name = name
+        self._staged = staged
+        self._made = made
+        self._growing = -1
+        self._same = 0
+
+    def go_on(self) -> None:
+        """Compare what there is by now."""
+        if self._growing == -1:
+            self._growing = chain.open_temporary(self._made)
+        if self._growing != -1:
+            self._same = same_until(self._staged, self._growing, self._same)
+            start_writing(self._growing)
+
+    def agrees(self) -> bool:
+        """Whether the finished mirror is the staged file."""
+        with closing(open_regular(self.name, self._made)) as mirror:
+            return same_content(self._staged, mirror, self._same if self._has_followed(mirror) else 0)
+
+    def _has_followed(self, mirror: int) -> bool:
+        """Whether the mirror is what was compared, and written no more since rdiff-backup set its mtime."""
+        if self._growing == -1 or not os.path.sameopenfile(self._growing, mirror):
+            return False
+        return os.fstat(mirror).st_mtime_ns == os.fstat(self._staged).st_mtime_ns
+
+    def close(self) -> None:
+        if self._growing != -1:
+            os.close(self._growing)
+
+
+@contextmanager
+def _comparing(stage: int, made: int) -> Iterator[_Comparison]:
+    """Compare the one file in ``stage`` with the mirror of the chain in the open directory ``made``."""
+    [name] = os.listdir(stage)
+    with closing(open_regular(name, stage)) as staged:
+        comparison = _Comparison(name, staged, made)
+        try:
+            yield comparison
+        finally:
+            comparison.close()
+
+
+def _check(made: int, comparison: _Comparison, older: tuple[str, ...], time: datetime) -> None:
     """Raise Unusable unless the chain holds the staged file, and the older points still."""
     failure = Unusable("rdiff-backup exited with code: 0, but did not store the new point")
     with directory(chain.DATA, made) as data:
         state = chain.read_state(os.listdir(data))
         if state.interrupted or tuple(map(chain.moment, state.stamps)) != (*map(chain.moment, older), time):
             raise failure
-        name = chain.mirror_name(made)
-        if name is None or os.listdir(stage) != [name]:
+        if chain.mirror_name(made) != comparison.name or not comparison.agrees():
             raise failure
-        _check_same(stage, made, name, failure)
         if chain.recorded(made, state.stamps[-1]) is None:
             raise failure
         if older:
-            _check_increment(data, name, older[-1], failure)
-
-
-def _check_same(one: int, other: int, name: str, failure: Error) -> None:
-    """Raise unless both open directories hold the same file of that name."""
-    staged = open_regular(name, one)
-    try:
-        mirror = open_regular(name, other)
-        try:
-            if not same_content(staged, mirror):
-                raise failure
-        finally:
-            os.close(mirror)
-    finally:
-        os.close(staged)
+            _check_increment(data, comparison.name, older[-1], failure)
 
 
 def _check_increment(data: int, name: str, stamp: str, failure: Error) -> None:
@@ -158,7 +204,12 @@ def _check_older(extended: int, private: int, name: str, stamp: str) -> None:
         chain.restore(private, name, stamp, private)
     except Error as error:
         raise Unusable(*error.lines, said=error.said) from error
-    with directory(chain.RESTORED, private) as restored:
-        mirror = chain.mirror_name(extended) or ""
-        _check_same(extended, restored, mirror, Unusable(f"the point {stamp} is not stored"))
+    mirror = chain.mirror_name(extended) or ""
+    with (
+        directory(chain.RESTORED, private) as restored,
+        closing(open_regular(mirror, extended)) as held,
+        closing(open_regular(mirror, restored)) as given,
+    ):
+        if not same_content(held, given):
+            raise Unusable(f"the point {stamp} is not stored")
     remove(chain.RESTORED, private)

@@ -25,8 +25,6 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _GROWING = (".log", "log.txt")
 # rdiff-backup keeps one file in directories that are two deep.
 DEPTH = 8
-# Files that take the disk long enough to begin before they are complete, in bytes.
-_LARGE = 1 << 20
 _SYNC_FILE_RANGE_WRITE = 2
 _WHOLE = ctypes.c_int64(0)
 _RENAME_NOREPLACE = 1
@@ -155,15 +153,17 @@ def write_all(fd: int, data: bytes) -> None:
         written += os.write(fd, data[written:])
 
 
-def same_content(one: int, other: int, offset: int = 0) -> bool:
-    """Whether two regular files hold the same bytes from an offset on."""
-    if os.fstat(one).st_size != os.fstat(other).st_size:
-        return False
-    while block := os.pread(one, BLOCK, offset):
-        if block != os.pread(other, len(block), offset):
-            return False
+def same_until(one: int, other: int, offset: int = 0) -> int:
+    """How far two regular files hold the same bytes, in bytes, by blocks; it is known of ``offset``."""
+    while (block := os.pread(one, BLOCK, offset)) and block == os.pread(other, len(block), offset):
         offset += len(block)
-    return True
+    return offset
+
+
+def same_content(one: int, other: int, offset: int = 0) -> bool:
+    """Whether two regular files hold the same bytes; up to ``offset`` it is known."""
+    size = os.fstat(one).st_size
+    return size == os.fstat(other).st_size and same_until(one, other, offset) == size
 
 
 class Linked(NamedTuple):
@@ -303,13 +303,9 @@ def finish_tree(top: int, uid: int, gid: int, untouched: set[int]) -> int:
     return total
 
 
-def start_writing(top: int) -> None:
-    """Have the large files of an open directory written to the disk from now on: fsync waits less then."""
-    with os.scandir(top) as entries, suppress(OSError):  # it is a hint, and they may be renamed meanwhile
-        for entry in entries:
-            if entry.is_file(follow_symlinks=False) and entry.stat().st_size >= _LARGE:
-                with closing(open_regular(entry.name, top)) as fd:
-                    _libc.sync_file_range(fd, _WHOLE, _WHOLE, _SYNC_FILE_RANGE_WRITE)
+def start_writing(fd: int) -> None:
+    """Have what a file holds so far written to the disk from now on: fsync(2) waits less then."""
+    _libc.sync_file_range(fd, _WHOLE, _WHOLE, _SYNC_FILE_RANGE_WRITE)  # where the file system takes that hint
 
 
 class NoRoom(Error):

@@ -924,6 +924,10 @@ _WRITERS = {
 _COMPRESSING = 'case " $* " in *" -d "*) exec "$real" "$@";; esac; '
 _DECOMPRESSING = 'case " $* " in *" -d "*) ;; *) exec "$real" "$@";; esac; '
 _CHAIN = '"$real" "$@"; for chain; do :; done; '
+_CHANGED_LATE = (
+    'for f in "$chain"/*.*; do [ -f "$f" ] || continue; cp "$f" "$chain/rdiff-backup.tmp.1"; sleep 0.2; '
+    'printf x | dd of="$f" conv=notrunc status=none; rm "$chain/rdiff-backup.tmp.1"; done'
+)
 _KEEPERS = {
     "fails at once": "echo no >&2; exit 1",
     "fails when all is done": '"$real" "$@"; exit 1',
@@ -933,6 +937,7 @@ _KEEPERS = {
     "stores nothing, status 0": "exit 0",
     "empties the mirror, status 0": f'{_CHAIN}for f in "$chain"/*.*; do [ -f "$f" ] && : >"$f"; done; exit 0',
     "truncates the mirror, status 0": f'{_CHAIN}truncate -s -1 "$chain"/*.*; exit 0',
+    "changes the mirror when that was looked at, status 0": f"{_CHAIN}{_CHANGED_LATE}; exit 0",
     "loses the mirror, status 0": f'{_CHAIN}rm -f "$chain"/*.*; exit 0',
     "loses the metadata, status 0": f'{_CHAIN}rm -f "$chain"/rdiff-backup-data/mirror_metadata*; exit 0',
     "loses the marker, status 0": f'{_CHAIN}rm -f "$chain"/rdiff-backup-data/current_mirror*; exit 0',
