@@ -2,72 +2,54 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime
 
 from . import chain, extension
 from .backups import Backup, Limits, Stored, full_backup_due, scan
 from .destination import Destination
 from .errors import Error, naming
-from .files import directory, exchange, finish_tree, is_full, publish, remove
+from .files import directory, exchange, finish_tree, is_full, publish, remove, room_on
 from .private import REPLACED
 from .spans import format_moment
 
+Store = Callable[[], Stored]
+
 
 @contextmanager
-def adding(
-    destination: Destination, stage: int, at: datetime, limits: Limits
-) -> Iterator[Callable[[], Stored]]:
+def adding(destination: Destination, stage: int, at: datetime, limits: Limits) -> Iterator[Store]:
     """Add a point: the one file in the open directory ``stage``, once what this yields is called.
 
-    What can be done while that file is still written is done at once. Leaving the block without
-    the call adds nothing.
+    What can be done while that file is still written is done at once, and may raise Error at once.
+    Leaving the block without the call adds nothing.
     """
-    latest = destination.latest_chain()
-    extended = None if latest is None or full_backup_due(latest, at, limits) else latest
-    broken = next((backup.name for backup in destination.backups[-1:] if backup.interrupted), None)
     with ExitStack() as running:
-
-        def begin() -> Callable[[], Stored]:
-            return running.enter_context(_beginning(destination, stage, at))
-
-        def give_up(name: str, error: Error) -> Callable[[], Stored]:
-            nonlocal broken
-            if is_full(destination.run):
-                raise error
-            broken = f"{name} ({error})"
-            remove(name, destination.run)
-            return begin()
-
         with naming(destination.path):
-            if extended is None:
-                store = begin()
-            else:
-                try:
-                    store = running.enter_context(_extending(destination, stage, extended, at))
-                except chain.Unusable as error:
-                    store = give_up(extended.name, error)
+            store = running.enter_context(_way(destination, stage, at, limits))
 
         def finish() -> Stored:
-            with naming(destination.path):
-                try:
-                    stored = store()
-                except chain.Unusable as error:
-                    if extended is None:
-                        raise
-                    stored = give_up(extended.name, error)()
+            with naming(destination.path), room_on(destination.path, destination.run):
+                stored = store()
                 destination.backups = scan(destination.fd)
-            if broken is not None:
-                text = f"cannot add to the chain {broken}: started a new one; the old one is kept as it is"
-                destination.note(f"{format_moment(at)}: {text}")
-                destination.warn(f"{destination.path}: {text}")
             return stored
 
         yield finish
 
 
+def _way(destination: Destination, stage: int, at: datetime, limits: Limits) -> AbstractContextManager[Store]:
+    """How the next point is stored."""
+    interrupted = [backup.name for backup in destination.backups[-1:] if backup.interrupted]
+    if interrupted:
+        return _beginning_instead(destination, stage, at, interrupted[0])
+    latest = destination.latest_chain()
+    if latest is None or full_backup_due(latest, at, limits):
+        return _beginning(destination, stage, at)
+    return _extending_if_usable(destination, stage, at, latest)
+
+
 @contextmanager
-def _beginning(destination: Destination, stage: int, at: datetime) -> Iterator[Callable[[], Stored]]:
+def _beginning(destination: Destination, stage: int, at: datetime) -> Iterator[Store]:
+    """Make a new chain. Never raises Unusable: that is said of older ones."""
     name = format_moment(at)
     with extension.beginning(stage, destination.run, name, at) as finish:
 
@@ -86,9 +68,23 @@ def _beginning(destination: Destination, stage: int, at: datetime) -> Iterator[C
 
 
 @contextmanager
-def _extending(
-    destination: Destination, stage: int, extended: Backup, at: datetime
-) -> Iterator[Callable[[], Stored]]:
+def _beginning_instead(destination: Destination, stage: int, at: datetime, broken: str) -> Iterator[Store]:
+    """Make a new chain, and say that nothing can be added to the broken one."""
+    with _beginning(destination, stage, at) as begin:
+
+        def store() -> Stored:
+            stored = begin()
+            text = f"cannot add to the chain {broken}: started a new one; the old one is kept as it is"
+            destination.note(f"{format_moment(at)}: {text}")
+            destination.warn(f"{destination.path}: {text}")
+            return stored
+
+        yield store
+
+
+@contextmanager
+def _extending(destination: Destination, stage: int, at: datetime, extended: Backup) -> Iterator[Store]:
+    """Add to a chain. Raises Unusable where that can't be done."""
     name = extended.name
     with (
         directory(name, destination.fd) as visible,
@@ -105,6 +101,33 @@ def _extending(
                 _replace(destination, name)
             os.fsync(destination.fd)
             return Stored("incremental", at, added)
+
+        yield store
+
+
+@contextmanager
+def _extending_if_usable(
+    destination: Destination, stage: int, at: datetime, latest: Backup
+) -> Iterator[Store]:
+    """Add to the latest chain, or make a new one where that can't be done and the disk is not full."""
+    with ExitStack() as running:
+
+        def begin_instead(error: chain.Unusable) -> Store:
+            if is_full(destination.run):
+                raise error
+            broken = f"{latest.name} ({error})"
+            return running.enter_context(_beginning_instead(destination, stage, at, broken))
+
+        try:
+            prepared = running.enter_context(_extending(destination, stage, at, latest))
+        except chain.Unusable as error:
+            prepared = begin_instead(error)
+
+        def store() -> Stored:
+            try:
+                return prepared()
+            except chain.Unusable as error:
+                return begin_instead(error)()
 
         yield store
 

@@ -83,13 +83,13 @@ def mirror_name(chain: int) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
-def open_temporary(chain: int) -> int:
-    """The open file that rdiff-backup writes to become the mirror, -1 where there is none yet."""
+def open_temporary(chain: int) -> int | None:
+    """A descriptor of the file that is to become the mirror, None where rdiff-backup writes none yet."""
     for name in os.listdir(chain):
         if name.startswith(_TEMPORARY):
             with suppress(FileNotFoundError):  # renamed meanwhile
                 return open_regular(name, chain)
-    return -1
+    return None
 
 
 class Recorded(NamedTuple):
@@ -192,13 +192,15 @@ def check_metadata(data: int, name: str | None) -> None:
     """Raise Error where the metadata names another file than the mirror.
 
     rdiff-backup deletes and replaces what its metadata names, and who owns the chain could have
-    written ``../`` there.
+    written ``../`` there; or still could, in a file that is not ours alone.
     """
     quoted = os.fsencode(name or "").replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
     allowed = {b"File .", b"File " + quoted}
     for entry in os.listdir(data):
         if not _METADATA.fullmatch(entry):
             continue
+        if os.lstat(entry, dir_fd=data).st_nlink != 1:  # that of one file is too small to be linked
+            raise Error(f"{entry} is too large for a chain of one file: refused")
         for line in _read_metadata(data, entry).splitlines():
             if line.startswith((b"File ", b"  Alternate")) and line not in allowed:
                 raise Error(f"{entry} names another file than the chain's: refused")

@@ -26,21 +26,25 @@ from .files import (
     same_content,
     same_until,
     start_writing,
+    temporary_directory,
 )
+
+_BackUp = Callable[[Callable[[], None]], process.Result]
 
 
 @contextmanager
 def beginning(stage: int, private: int, name: str, time: datetime) -> Iterator[Callable[[], None]]:
     """Make a new chain ``name`` in the private directory, of the one file in ``stage``.
 
+    What has that name in the end is removed: the caller has moved the chain to its place by then.
+
     rdiff-backup starts at once, which takes as long as reading 100 MB. It reads the file when what
     this yields is called; that raises Error where it fails or did not do what it says.
     """
-    os.mkdir(name, 0o700, dir_fd=private)
-    with _backing_up(stage, private, name, time) as back_up:
+    with temporary_directory(name, private) as made, _backing_up(stage, private, name, time) as back_up:
 
         def finish() -> None:
-            with directory(name, private) as made, _comparing(stage, made) as comparison:
+            with _comparing(stage, made) as comparison:
                 back_up(comparison.go_on).check()
                 _check(made, comparison, (), time)
 
@@ -57,8 +61,7 @@ def extending(
     Raises Error where the chain holds what no chain holds, and Unusable where it is damaged, or
     rdiff-backup fails or did not do what it says.
     """
-    os.mkdir(name, 0o700, dir_fd=private)
-    with directory(name, private) as copied:
+    with temporary_directory(name, private) as copied:
         linked = link_tree(extended, copied, chain.LINKABLE)
         with directory(chain.DATA, copied) as data:
             older = chain.read_state(os.listdir(data)).stamps
@@ -77,9 +80,6 @@ def extending(
                 return linked
 
             yield finish
-
-
-_BackUp = Callable[[Callable[[], None]], process.Result]
 
 
 @contextmanager
@@ -114,14 +114,14 @@ class _Comparison:
         self.name = name
         self._staged = staged
         self._made = made
-        self._growing = -1
+        self._growing: int | None = None
         self._same = 0
 
     def go_on(self) -> None:
         """Compare what there is by now."""
-        if self._growing == -1:
+        if self._growing is None:
             self._growing = chain.open_temporary(self._made)
-        if self._growing != -1:
+        if self._growing is not None:
             self._same = same_until(self._staged, self._growing, self._same)
             start_writing(self._growing)
 
@@ -132,12 +132,12 @@ class _Comparison:
 
     def _has_followed(self, mirror: int) -> bool:
         """Whether the mirror is what was compared, and written no more since rdiff-backup set its mtime."""
-        if self._growing == -1 or not os.path.sameopenfile(self._growing, mirror):
+        if self._growing is None or not os.path.sameopenfile(self._growing, mirror):
             return False
         return os.fstat(mirror).st_mtime_ns == os.fstat(self._staged).st_mtime_ns
 
     def close(self) -> None:
-        if self._growing != -1:
+        if self._growing is not None:
             os.close(self._growing)
 
 

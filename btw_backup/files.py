@@ -26,7 +26,7 @@ _GROWING = (".log", "log.txt")
 # rdiff-backup keeps one file in directories that are two deep.
 DEPTH = 8
 _SYNC_FILE_RANGE_WRITE = 2
-_WHOLE = ctypes.c_int64(0)
+_START = _TO_THE_END = ctypes.c_int64(0)  # of sync_file_range(2)
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 
@@ -305,7 +305,9 @@ def finish_tree(top: int, uid: int, gid: int, untouched: set[int]) -> int:
 
 def start_writing(fd: int) -> None:
     """Have what a file holds so far written to the disk from now on: fsync(2) waits less then."""
-    _libc.sync_file_range(fd, _WHOLE, _WHOLE, _SYNC_FILE_RANGE_WRITE)  # where the file system takes that hint
+    _libc.sync_file_range(
+        fd, _START, _TO_THE_END, _SYNC_FILE_RANGE_WRITE
+    )  # where the file system takes that hint
 
 
 class NoRoom(Error):

@@ -70,7 +70,7 @@ class _Tree(NamedTuple):
     def walk(self, waiting: list[bytes], digest: "hashlib.blake2b", most: int = sys.maxsize) -> int:
         """Add to the digest what is in the waiting directories, and below, while fewer than ``most`` wait.
 
-        Returns the newest timestamp that was met, in ns.
+        ``waiting`` keeps those that were not walked. Returns the newest timestamp that was met, in ns.
         """
         newest = 0
         while 0 < len(waiting) < most:

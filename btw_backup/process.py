@@ -8,6 +8,8 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import TracebackType
@@ -239,9 +241,10 @@ def widen(pipe: IO[bytes]) -> None:
 
 @contextmanager
 def beside(work: Callable[[], bytes]) -> Iterator[Callable[[], bytes]]:
-    """Do some work of our own in another process; what this yields waits for its result.
+    """Do some work of our own in another process; what this yields waits, once, for its result.
 
-    That raises ChildProcessError where the work could not be done. Leaving the block ends it.
+    That raises ChildProcessError where the work raised OSError, or was killed, or else has shown
+    its traceback. Leaving the block ends it.
     """
     reading, writing = os.pipe()
     child = 0
@@ -276,5 +279,10 @@ def _do(work: Callable[[], bytes], output: IO[bytes], parent: int) -> NoReturn:
         output.write(work())
         output.flush()
         status = 0
+    except OSError:
+        pass
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
     finally:
         os._exit(status)

@@ -925,7 +925,7 @@ _COMPRESSING = 'case " $* " in *" -d "*) exec "$real" "$@";; esac; '
 _DECOMPRESSING = 'case " $* " in *" -d "*) ;; *) exec "$real" "$@";; esac; '
 _CHAIN = '"$real" "$@"; for chain; do :; done; '
 _CHANGED_LATE = (
-    'for f in "$chain"/*.*; do [ -f "$f" ] || continue; cp "$f" "$chain/rdiff-backup.tmp.1"; sleep 0.2; '
+    'for f in "$chain"/*.*; do [ -f "$f" ] || continue; ln "$f" "$chain/rdiff-backup.tmp.1"; sleep 0.2; '
     'printf x | dd of="$f" conv=notrunc status=none; rm "$chain/rdiff-backup.tmp.1"; done'
 )
 _KEEPERS = {

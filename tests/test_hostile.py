@@ -343,6 +343,23 @@ def test_metadata_that_names_other_files(
     assert {entry: entry.read_bytes() for entry in shown} == {entry: visible[entry] for entry in shown}
 
 
+@pytest.mark.parametrize("suffix", ["snapshot", "diff"])
+def test_metadata_that_its_owner_could_still_write(
+    land: Land, btw: Btw, backup: Callable[[], Result], suffix: str
+) -> None:
+    """Large files are shared with the chain, by hard links: what was checked must not be one of them."""
+    chain = fill(land, btw, backup, "rdiff")
+    [path] = (land.dst / chain / DATA).glob(f"mirror_metadata.*.{suffix}.gz")
+    text = gzip.decompress(path.read_bytes())
+    large = path.with_suffix("")
+    large.write_bytes(text + b"  Unknown padding\n" * 5000)
+    os.chown(large, path.stat().st_uid, -1)
+    path.unlink()
+    result = backup()
+    assert result.status == 1, result
+    assert "refused" in result.err
+
+
 # Hostile sources
 
 

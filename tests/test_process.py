@@ -66,15 +66,33 @@ def test_a_signal_always_ends_what_is_waited_for() -> None:
     assert (done.stdout, done.stderr, done.returncode) == ("ended\n", "", 0)
 
 
-def test_work_beside_gives_its_result() -> None:
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
+    """Whether all processes that the test has made are gone, and it has made some."""
+    made = []
+    real = os.fork
+
+    def fork() -> int:
+        made.append(child := real())
+        return child
+
+    monkeypatch.setattr(os, "fork", fork)
+    return lambda: bool(made) and not any(os.path.exists(f"/proc/{child}") for child in made)
+
+
+def test_work_beside_gives_its_result(ended: Callable[[], bool]) -> None:
     with process.beside(lambda: b"%d" % os.getpid()) as other, process.beside(lambda: bytes(1 << 20)) as long:
         assert other() != b"%d" % os.getpid()
         assert long() == bytes(1 << 20)
-    assert no_child()
+    assert ended()
 
 
 def fail() -> bytes:
-    raise KeyError
+    raise FileNotFoundError
+
+
+def go_wrong() -> bytes:
+    return b"%d" % {}["missing"]
 
 
 def end_by_signal() -> bytes:
@@ -82,14 +100,15 @@ def end_by_signal() -> bytes:
     return b""
 
 
-@pytest.mark.parametrize("work", [fail, end_by_signal])
+@pytest.mark.parametrize("work, said", [(fail, ""), (end_by_signal, ""), (go_wrong, "KeyError: 'missing'\n")])
 def test_work_beside_that_fails_is_noticed(
-    work: Callable[[], bytes], capfd: pytest.CaptureFixture[str]
+    work: Callable[[], bytes], said: str, capfd: pytest.CaptureFixture[str], ended: Callable[[], bool]
 ) -> None:
     with process.beside(work) as other, pytest.raises(ChildProcessError):
         other()
-    assert capfd.readouterr() == ("", "")
-    assert no_child()
+    out, err = capfd.readouterr()
+    assert out == "" and err.endswith(said) and bool(err) == bool(said)
+    assert ended()
 
 
 def sleep() -> bytes:
@@ -97,18 +116,12 @@ def sleep() -> bytes:
     return b""
 
 
-def test_work_beside_ends_with_the_block() -> None:
+def test_work_beside_ends_with_the_block(ended: Callable[[], bool]) -> None:
     started = time.monotonic()
     with pytest.raises(KeyError), process.beside(sleep):
         raise KeyError
     assert time.monotonic() - started < 30
-    assert no_child()
-
-
-def no_child() -> bool:
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
-    return True
+    assert ended()
 
 
 # A process in which another one works, until a signal comes to both, as from a terminal.
