@@ -1,7 +1,8 @@
 # Every target installs what it lacks: Debian packages, and the rest into .venv.
 
 PYTHON ?= python3
-WORKERS ?= auto
+# Tests wait for other programs much of the time: one more than there are cores.
+WORKERS ?= $(shell expr $$(nproc) + 1)
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' btw_backup/__init__.py)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
