@@ -9,9 +9,10 @@ from . import chain, extension
 from .backups import Backup, Limits, Stored, full_backup_due, scan
 from .destination import Destination
 from .errors import Error, naming
-from .files import directory, exchange, finish_tree, is_full, publish, remove, room_on
+from .files import directory, exchange, is_full, publish, remove, room_on
 from .private import REPLACED
 from .spans import format_moment
+from .trees import finish_tree
 
 Store = Callable[[], Stored]
 

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from . import process
 from .errors import Error
-from .files import directory, link_tree, open_regular
+from .files import directory, open_regular
+from .trees import link_tree
 
 DATA = "rdiff-backup-data"
 RESTORED = "restored"

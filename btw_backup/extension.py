@@ -17,10 +17,8 @@ from .chain import Unusable
 from .errors import Error
 from .files import (
     BLOCK,
-    Linked,
     closing,
     directory,
-    link_tree,
     open_regular,
     remove,
     same_content,
@@ -28,6 +26,7 @@ from .files import (
     start_writing,
     temporary_directory,
 )
+from .trees import Linked, link_tree
 
 _BackUp = Callable[[Callable[[], None]], process.Result]
 

@@ -8,12 +8,13 @@ from datetime import UTC, datetime
 from . import offsite, reading
 from .arguments import add_at
 from .errors import Error, Usage
-from .files import directory, imitate
+from .files import directory
 from .messages import show
 from .offsite import Copy
 from .restic import Repository
 from .spans import format_moment
 from .target import restoring
+from .trees import imitate
 
 EXAMPLE = "btw-backup fetch --at 3d /var/backups/etc /var/backups/etc"
 

@@ -20,12 +20,9 @@ from .config import Offsite, load_general
 from .destination import LOG, Destination, working_on
 from .errors import Busy, Error, naming
 from .files import (
-    DEPTH,
-    copy_attributes,
     create,
     directory,
     exists,
-    link_tree,
     open_regular,
     remove,
     write_all,
@@ -35,6 +32,7 @@ from .private import VIEW
 from .restic import Node, Repository, Snapshot
 from .retention import Policy
 from .spans import format_moment, parse_moment
+from .trees import DEPTH, copy_attributes, link_tree
 from .trusted import read_trusted
 
 # The backup was made, its off-site copy was not.

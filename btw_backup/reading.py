@@ -13,8 +13,9 @@ from typing import NamedTuple
 from . import chain, compression, tarball
 from .backups import DUMP, Backup, Point, checksum
 from .errors import Error, naming
-from .files import BLOCK, check_tree, closing, directory, open_regular, room_on
+from .files import BLOCK, closing, directory, open_regular, room_on
 from .spans import format_moment, last_moment, parse_span
+from .trees import check_tree
 
 
 class Chosen(NamedTuple):
