@@ -39,9 +39,9 @@ def adding(destination: Destination, stage: int, at: datetime, limits: Limits) -
 
 def _way(destination: Destination, stage: int, at: datetime, limits: Limits) -> AbstractContextManager[Store]:
     """How the next point is stored."""
-    interrupted = [backup.name for backup in destination.backups[-1:] if backup.interrupted]
-    if interrupted:
-        return _beginning_instead(destination, stage, at, interrupted[0])
+    newest = destination.backups[-1] if destination.backups else None
+    if newest is not None and newest.interrupted:
+        return _beginning_instead(destination, stage, at, newest.name)
     latest = destination.latest_chain()
     if latest is None or full_backup_due(latest, at, limits):
         return _beginning(destination, stage, at)
