@@ -107,6 +107,7 @@ def test_a_change_is_stored(setup: Setup, change: str) -> None:
 
 def test_what_changed_back_is_no_change_and_leaves_nothing(setup: Setup) -> None:
     (setup.src / "large").write_bytes(os.urandom(100_000))  # so that its backup is hard-linked, not copied
+    time.sleep(2.1)
     assert setup.run("fs", setup.src, setup.dst).status == 0
     before = setup.points(), names_below(setup.dst)
     (setup.src / "file").chmod(0o600)
