@@ -116,6 +116,7 @@ def _extending_if_usable(
         def begin_instead(error: chain.Unusable) -> Store:
             if is_full(destination.run):
                 raise error
+            running.close()  # what was made in vain goes first: its room may be needed
             broken = f"{latest.name} ({error})"
             return running.enter_context(_beginning_instead(destination, stage, at, broken))
 

@@ -163,9 +163,8 @@ def same_content(one: int, other: int, offset: int = 0) -> bool:
 
 def start_writing(fd: int) -> None:
     """Have what a file holds so far written to the disk from now on: fsync(2) waits less then."""
-    _libc.sync_file_range(
-        fd, _START, _TO_THE_END, _SYNC_FILE_RANGE_WRITE
-    )  # where the file system takes that hint
+    # A hint, which not every file system takes.
+    _libc.sync_file_range(fd, _START, _TO_THE_END, _SYNC_FILE_RANGE_WRITE)
 
 
 class NoRoom(Error):
