@@ -741,3 +741,32 @@ class TestFailures:
         newest = backups(dst)[-1]
         assert newest != previous.name
         trees.assert_same(src, trees.untar(dst / newest, tmp_path / "restored"))
+
+
+@as_root
+def test_an_addition_that_failed_leaves_its_room_to_the_new_chain(
+    btw: Btw, configure: Configure, src: Path, tmp_path: Path
+) -> None:
+    """The disk has room for two archives, not for three."""
+    configure("rdiff")
+    disk, once, programs = tmp_path / "disk", tmp_path / "once", tmp_path / "programs"
+    disk.mkdir()
+    programs.mkdir()
+    real = shutil.which("rdiff-backup")
+    fake = programs / "rdiff-backup"
+    fake.write_text(f'#!/bin/sh\n{real} "$@" || exit\nif [ -f {once} ]; then rm {once}; exit 1; fi\n')
+    fake.chmod(0o755)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=25m", "none", disk], check=True)
+    try:
+        (disk / "dst").mkdir()
+        (src / "large").write_bytes(os.urandom(8_000_000))
+        assert btw("fs", src, disk / "dst") == DONE
+        (src / "large").write_bytes(os.urandom(8_000_000))
+        once.touch()
+        result = btw("fs", src, disk / "dst", env={"PATH": f"{programs}:{os.environ['PATH']}"})
+        assert result.status == 0, result
+        assert "started a new one" in result.err
+        assert not once.exists()
+        assert len(backups(disk / "dst")) == 2
+    finally:
+        subprocess.run(["umount", disk], check=True)
