@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 DOCS = ["argparse-manpage>=4.8", "shtab>=1.13"]
@@ -17,7 +17,7 @@ setup(
     long_description=(HERE / "README.rst").read_text(),
     long_description_content_type="text/x-rst",
     license="MPL-2.0",
-    packages=["btw_backup"],
+    packages=find_packages(include=["btw_backup*"]),
     python_requires=">=3.11",
     install_requires=["pytimeparse>=1.1.5", "tqdm>=4.64"],
     extras_require={

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from btw_backup import compression, tarball
+from btw_backup.programs import compressors
+from btw_backup.programs.tar import tar_command
+from btw_backup.source import examine_source
 
 from .measure import BTW_BACKUP, Task, shell
 
@@ -80,12 +82,12 @@ def borg(top: Path, source: Path) -> Task:
 
 def tar(source: Path) -> str:
     """The shell command that writes the archive to its standard output, with our own options."""
-    return shlex.join(tarball.tar_command(tarball.examine_source(str(source), [], (), False)))
+    return shlex.join(tar_command(examine_source(str(source), [], (), False)))
 
 
 def tar_compressed(source: Path, output: Path) -> Task:
     """Tar, piped to the compressor that we use too."""
-    packed = f"{tar(source)} | {shlex.join(compression.compressor('bzip2'))} > {shlex.quote(str(output))}"
+    packed = f"{tar(source)} | {shlex.join(compressors.compressor('bzip2'))} > {shlex.quote(str(output))}"
     return Task(shell(packed), lambda: output.unlink(missing_ok=True), source)
 
 
@@ -103,7 +105,7 @@ def on_disk(commands: list[str], repository: Path) -> list[str]:
 
 def decompress(packed: Path, output: str = "/dev/null") -> list[str]:
     """Decompressing a tarball with the decompressor that we use too."""
-    argv = [*compression.compressor("bzip2"), "-d"]
+    argv = [*compressors.compressor("bzip2"), "-d"]
     return shell(f"{shlex.join(argv)} < {shlex.quote(str(packed))} > {shlex.quote(output)}")
 
 

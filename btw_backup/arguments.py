@@ -3,8 +3,8 @@
 import argparse
 from datetime import timedelta
 
-from .ownership import UNCHANGED, parse_owner
-from .spans import parse_span
+from .system.ownership import UNCHANGED, parse_owner
+from .times import parse_span
 
 
 def span(text: str) -> timedelta:

@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from . import compression, offsite, postgres, process, workdir
+from . import offsite, workdir
 from .config import FsOptions, check_database_name, database_names, load_db, load_fs, load_general
 from .errors import FAILED, Error
+from .programs import compressors, postgres, process
 
 # --sort came with tar 1.28, the command line that is used with rdiff-backup 2.2.
 _OLDEST = {"tar": (1, 28), "rdiff-backup": (2, 2)}
@@ -83,7 +84,7 @@ def _check_workdir(work: workdir.Workdir) -> None:
         faults.append(f"{work.path}: the source does not exist: {work.source}")
     if options is not None and options.type == "tar":
         try:
-            process.find(compression.compressor(options.compression)[0])
+            process.find(compressors.compressor(options.compression)[0])
         except Error as error:
             faults += error.lines
     if faults:

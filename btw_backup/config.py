@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from .backups import Limits
+from .destination.catalog import Limits
+from .destination.retention import Policy
 from .errors import Error
 from .hooks import NO_HOOKS, Hooks
 from .options import DB_OPTIONS, FS_OPTIONS, GENERAL_OPTIONS, Option
-from .postgres import Server
-from .retention import Policy
-from .trusted import execute, read_trusted
+from .programs.postgres import Server
+from .system.trust import execute, read_trusted
 
 
 class FsOptions(NamedTuple):

@@ -6,15 +6,16 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 
-from . import hooks, offsite, postgres
-from .addition import adding
+from . import hooks, offsite
 from .arguments import add_destination, add_owner, add_wait
-from .backups import DUMP, GLOBALS, Stored, summary
 from .config import DbOptions, check_database_name, load_db, load_general
-from .destination import Destination, working_on
+from .destination.append import adding
+from .destination.catalog import DUMP, GLOBALS, Stored, summary
+from .destination.writer import Destination, working_on
 from .errors import Error, Usage
-from .files import create
 from .messages import Messages
+from .programs import postgres
+from .system.files import create
 
 EXAMPLE = "btw-backup db shop /var/backups/shop"
 

@@ -5,13 +5,14 @@ import os
 import sys
 from datetime import UTC, datetime
 
-from . import postgres, reading
 from .arguments import add_at, add_destination
-from .backups import GLOBALS, open_destination, scan
 from .config import load_db
+from .destination import contents
+from .destination.catalog import GLOBALS, open_destination, scan
 from .errors import Error, Usage, naming
-from .files import closing, write_all
-from .spans import format_moment
+from .programs import postgres
+from .system.files import closing, write_all
+from .times import format_moment
 
 EXAMPLE = "btw-backup db-restore --create /var/backups/shop shop_restored"
 
@@ -48,8 +49,8 @@ def _jobs(text: str) -> int:
 def run(args: argparse.Namespace) -> int:
     _check_usage(args)
     with closing(open_destination(args.dst)) as destination:
-        chosen = reading.choose(scan(destination), args.at, datetime.now(UTC))
-        with reading.opened(destination, chosen) as content:
+        chosen = contents.choose(scan(destination), args.at, datetime.now(UTC))
+        with contents.opened(destination, chosen) as content:
             database = content.database()
             if args.output is not None:
                 _write(content, args.output)
@@ -80,7 +81,7 @@ def _check_usage(args: argparse.Namespace) -> None:
         raise Usage("--clean works in one transaction: --jobs cannot be used with it")
 
 
-def _restore(content: reading.Content, args: argparse.Namespace, server: postgres.Server) -> None:
+def _restore(content: contents.Content, args: argparse.Namespace, server: postgres.Server) -> None:
     if args.create:
         postgres.create_database(args.db, content.file, server)
         try:
@@ -94,7 +95,7 @@ def _restore(content: reading.Content, args: argparse.Namespace, server: postgre
     postgres.restore(args.db, content.file, server, clean=args.clean, jobs=args.jobs)
 
 
-def _write(content: reading.Content, path: str) -> None:
+def _write(content: contents.Content, path: str) -> None:
     """Write the stored file to a new file that appears when it is whole."""
     if path == "-":
         content.pump(lambda block: write_all(sys.stdout.fileno(), block))

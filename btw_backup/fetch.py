@@ -5,16 +5,17 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from . import offsite, reading
+from . import offsite
 from .arguments import add_at
+from .destination import contents
+from .destination.restore import restoring
 from .errors import Error, Usage
-from .files import directory
 from .messages import show
 from .offsite import Copy
-from .restic import Repository
-from .spans import format_moment
-from .target import restoring
-from .trees import imitate
+from .programs.restic import Repository
+from .system.files import directory
+from .system.trees import imitate
+from .times import format_moment
 
 EXAMPLE = "btw-backup fetch --at 3d /var/backups/etc /var/backups/etc"
 
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     if args.name is not None:
         copies = _named(copies, args.name)
     if args.at is not None:
-        latest = reading.latest(args.at, datetime.now(UTC))
+        latest = contents.latest(args.at, datetime.now(UTC))
         copies = [copy for copy in copies if copy.snapshot.time.replace(microsecond=0) <= latest]
     if args.list:
         for copy in copies:

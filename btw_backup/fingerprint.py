@@ -14,8 +14,8 @@ from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
-from . import process
-from .tarball import Source, tar_command
+from .programs import process
+from .programs.tar import Source, tar_command
 
 # A change within the tick of the clock that a walk has seen gets the same timestamp.
 _SETTLING = 2 * 10**9

@@ -8,17 +8,21 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import NamedTuple
 
-from . import compression, fingerprint, hooks, offsite, tarball, workdir
-from .addition import adding
+from . import fingerprint, hooks, offsite, workdir
+from .archive.stream import Archive, archiving, changed_stream
 from .arguments import add_destination, add_owner, add_wait
-from .backups import ARCHIVE, ENDING_OF, Stored, summary
 from .config import FsOptions, load_fs, load_general
-from .destination import Destination, working_on
+from .destination.append import adding
+from .destination.catalog import ARCHIVE, ENDING_OF, Stored, summary
+from .destination.record import Record
+from .destination.writer import Destination, working_on
 from .errors import INCOMPLETE, Error
-from .files import create, same_content, write_all
 from .messages import Messages
-from .record import Record
-from .spans import format_moment
+from .programs import compressors
+from .programs.tar import Source
+from .source import examine_source
+from .system.files import create, same_content, write_all
+from .times import format_moment
 
 EXAMPLE = "btw-backup fs -u backup: /etc /var/backups/etc"
 
@@ -47,9 +51,7 @@ def run(args: argparse.Namespace) -> int:
         ):
             destination.check_series(ARCHIVE)
             at = destination.next_time()
-            source = tarball.examine_source(
-                path, [args.dst, work.path], options.exclude, options.one_file_system
-            )
+            source = examine_source(path, [args.dst, work.path], options.exclude, options.one_file_system)
             workdir.remove_left(work)
             with hooks.around(options.hooks, described, warn):
                 done = _back_up(destination, source, at, options, work, args.messages)
@@ -69,7 +71,7 @@ class _Done(NamedTuple):
 
 def _back_up(
     destination: Destination,
-    source: tarball.Source,
+    source: Source,
     at: datetime,
     options: FsOptions,
     work: workdir.Workdir,
@@ -84,7 +86,7 @@ def _back_up(
         expected = None if newest is None else newest.size
         with (
             messages.progress(expected) as advance,
-            tarball.archiving(source, digested=options.type == "tar", advance=advance) as archive,
+            archiving(source, digested=options.type == "tar", advance=advance) as archive,
         ):
             stored = _store(destination, archive, newest, at, options, work)
     if archive.result.status == 1:
@@ -135,7 +137,7 @@ def _note_unchanged(destination: Destination, options: FsOptions, at: datetime) 
 
 def _store(
     destination: Destination,
-    archive: tarball.Archive,
+    archive: Archive,
     newest: _Newest | None,
     at: datetime,
     options: FsOptions,
@@ -147,8 +149,8 @@ def _store(
     # Inodes that differ are taken for a difference in the archive, which is then looked for last.
     differs = options.quick_check and newest is not None and newest.known.fingerprint != "-"
     previous = None if newest is None or differs else (newest.file, newest.compression)
-    stream = tarball.changed_stream(archive, previous)
-    if stream is None:
+    blocks = changed_stream(archive, previous)
+    if blocks is None:
         archive.finish()
         _note_unchanged(destination, options, at)
         return None
@@ -157,7 +159,7 @@ def _store(
         create(ARCHIVE, stage) as output,
         adding(destination, stage, at, options.limits) as add,
     ):
-        for block in stream:
+        for block in blocks:
             write_all(output, block)
         archive.finish()
         if differs and newest is not None and same_content(output, newest.file):
@@ -168,21 +170,21 @@ def _store(
 
 def _store_tarball(
     destination: Destination,
-    archive: tarball.Archive,
+    archive: Archive,
     newest: _Newest | None,
     at: datetime,
     options: FsOptions,
 ) -> Stored | None:
     differs = options.quick_check and newest is not None and newest.known.digest != "-"
     previous = None if newest is None or differs else (newest.file, newest.compression)
-    stream = tarball.changed_stream(archive, previous)
-    if stream is not None:
+    blocks = changed_stream(archive, previous)
+    if blocks is not None:
         with destination.prepared() as output:
-            with compression.compressing(output, options.compression) as packed:
-                for block in stream:
+            with compressors.compressing(output, options.compression) as packed:
+                for block in blocks:
                     packed.write(block)
             archive.finish()
-            compression.check_ending(output, options.compression, archive.size)
+            compressors.check_ending(output, options.compression, archive.size)
             if newest is None or archive.digest() != newest.known.digest:
                 name = format_moment(at) + ENDING_OF[options.compression]
                 return destination.add_tarball(output, name, at, archive.size)

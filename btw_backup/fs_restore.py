@@ -5,13 +5,14 @@ import os
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from . import reading, tarball
 from .arguments import add_at, add_destination
-from .backups import ARCHIVE, open_destination, scan
+from .destination import contents
+from .destination.catalog import ARCHIVE, open_destination, scan
+from .destination.restore import restoring
 from .errors import FAILED, Error
-from .files import closing
-from .spans import format_moment
-from .target import restoring
+from .programs.tar import unpacking
+from .system.files import closing
+from .times import format_moment
 
 EXAMPLE = "btw-backup fs-restore --at 3d /var/backups/etc /root/etc-restored hosts"
 
@@ -28,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     members = {_member(path): path for path in args.path}
     with closing(open_destination(args.dst)) as destination:
-        chosen = reading.choose(scan(destination), args.at, datetime.now(UTC))
-        with reading.opened(destination, chosen) as content:
+        chosen = contents.choose(scan(destination), args.at, datetime.now(UTC))
+        with contents.opened(destination, chosen) as content:
             if chosen.backup.is_chain and content.name != ARCHIVE:
                 raise Error(f"{args.dst} holds backups of a database: use db-restore")
             with args.messages.progress(content.size()) as content.advance:
@@ -48,11 +49,11 @@ def _member(path: str) -> str:
     return "." if normal.lstrip("/") == "" else "./" + normal.lstrip("/")
 
 
-def _restore(content: reading.Content, target: str, members: list[str]) -> list[str]:
+def _restore(content: contents.Content, target: str, members: list[str]) -> list[str]:
     """Unpack into the target. Returns the members that the archive lacks."""
     with restoring(target) as top:
         extra = content.first_names(members)
-        with tarball.unpacking(top, [*members, *extra]) as unpacked:
+        with unpacking(top, [*members, *extra]) as unpacked:
             content.pump(unpacked.write)
         for name in extra:
             _remove_extra(name, top)

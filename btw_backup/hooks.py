@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from . import process
 from .errors import Error
+from .programs import process
 
 
 class Run(NamedTuple):

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .arguments import add_destination
-from .backups import listing, open_destination, scan
-from .files import closing
-from .measures import Measured, age, measure
+from .destination.catalog import listing, open_destination, scan
+from .destination.sizes import Measured, age, measure
 from .messages import size
-from .spans import format_moment
+from .system.files import closing
+from .times import format_moment
 
 EXAMPLE = "btw-backup list --long /var/backups/etc"
 

@@ -8,9 +8,9 @@ from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from .measures import age
+from .destination.sizes import age
 from .messages import one_line, size
-from .spans import format_moment
+from .times import format_moment
 
 
 class State(IntEnum):

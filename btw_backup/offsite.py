@@ -14,12 +14,16 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Self
 from urllib.parse import quote, unquote_to_bytes
 
-from . import restic
-from .backups import CHECKSUM, Backup
 from .config import Offsite, load_general
-from .destination import LOG, Destination, working_on
+from .destination.catalog import CHECKSUM, Backup
+from .destination.lock import VIEW
+from .destination.retention import Policy
+from .destination.writer import LOG, Destination, working_on
 from .errors import Busy, Error, naming
-from .files import (
+from .messages import Messages
+from .programs import restic
+from .programs.restic import Node, Repository, Snapshot
+from .system.files import (
     create,
     directory,
     exists,
@@ -27,13 +31,9 @@ from .files import (
     remove,
     write_all,
 )
-from .messages import Messages
-from .private import VIEW
-from .restic import Node, Repository, Snapshot
-from .retention import Policy
-from .spans import format_moment, parse_moment
-from .trees import DEPTH, copy_attributes, link_tree
-from .trusted import read_trusted
+from .system.trees import DEPTH, copy_attributes, link_tree
+from .system.trust import read_trusted
+from .times import format_moment, parse_moment
 
 # The backup was made, its off-site copy was not.
 NOT_SENT = 4

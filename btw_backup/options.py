@@ -5,10 +5,10 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+from .destination.retention import Policy
 from .hooks import Hook
-from .process import Account
-from .retention import Policy
-from .spans import parse_span
+from .programs.process import Account
+from .times import parse_span
 
 TYPES = ("rdiff", "tar")
 COMPRESSIONS = ("bzip2", "zstd", "gzip", "xz", "none")

@@ -3,11 +3,11 @@
 import argparse
 
 from .arguments import add_destination, add_wait, span
-from .backups import open_destination, scan
-from .destination import working_on
+from .destination.catalog import open_destination, scan
+from .destination.retention import Decision, Policy, decide
+from .destination.writer import working_on
 from .errors import Usage
-from .files import closing
-from .retention import Decision, Policy, decide
+from .system.files import closing
 
 _COUNTS = {
     "last": "the newest N points",

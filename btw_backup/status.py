@@ -10,17 +10,18 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from . import offsite, process
+from . import offsite
 from .arguments import span
-from .backups import Backup, open_destination, scan
 from .config import load_general
-from .destination import LOG
+from .destination.catalog import Backup, open_destination, scan
+from .destination.writer import LOG
 from .errors import Error, naming
-from .files import closing, open_regular
 from .messages import show
 from .monitoring import CopyFacts, Facts, Report, State, as_object, exposition, judge, line, replace, worst
-from .restic import Snapshot
-from .spans import parse_moment
+from .programs import process
+from .programs.restic import Snapshot
+from .system.files import closing, open_regular
+from .times import parse_moment
 
 EXAMPLE = "btw-backup status --max-age 26h /var/backups/etc /var/backups/shop"
 

@@ -7,13 +7,13 @@ from contextlib import ExitStack, contextmanager
 
 from . import offsite
 from .arguments import add_wait
-from .backups import open_destination, scan
 from .config import Offsite
-from .destination import working_on
+from .destination.catalog import open_destination, scan
+from .destination.writer import working_on
 from .errors import BUSY, FAILED, Busy, Error, Usage, naming
-from .files import closing
 from .messages import show, size
-from .restic import Repository
+from .programs.restic import Repository
+from .system.files import closing
 
 EXAMPLE = "btw-backup sync /var/backups/etc /var/backups/shop"
 

@@ -6,13 +6,16 @@ import re
 import secrets
 from datetime import UTC, datetime
 
-from . import offsite, postgres, reading, tarball
+from . import offsite
 from .arguments import add_at, add_destination
-from .backups import GLOBALS, open_destination, scan
 from .config import load_db
+from .destination import contents
+from .destination.catalog import GLOBALS, open_destination, scan
 from .errors import FAILED, Error, Usage
-from .files import closing
-from .spans import format_moment
+from .programs import postgres
+from .programs.tar import listing
+from .system.files import closing
+from .times import format_moment
 
 # How many differences from an off-site copy are named.
 _SHOWN = 5
@@ -60,13 +63,13 @@ def run(args: argparse.Namespace) -> int:
         raise Usage("--subset is for --offsite")
     with closing(open_destination(args.dst)) as destination:
         backups = scan(destination)
-        newest = reading.choose(backups, args.at, datetime.now(UTC))
-        points = [newest] if args.at or args.latest else reading.all_points(backups)
+        newest = contents.choose(backups, args.at, datetime.now(UTC))
+        points = [newest] if args.at or args.latest else contents.all_points(backups)
         failures = 0
         for chosen in points:
             time = format_moment(chosen.point.time)
             try:
-                if not reading.verify_older(destination, chosen):
+                if not contents.verify_older(destination, chosen):
                     _verify(destination, chosen, args, restore_test=chosen == newest and args.restore_test)
             except Error as error:
                 failures += 1
@@ -100,17 +103,17 @@ def _verify_offsite(args: argparse.Namespace) -> int:
 
 
 def _verify(
-    destination: int, chosen: reading.Chosen, args: argparse.Namespace, *, restore_test: bool
+    destination: int, chosen: contents.Chosen, args: argparse.Namespace, *, restore_test: bool
 ) -> None:
     """Raise Error unless the point can be read to its last byte."""
-    with reading.opened(destination, chosen) as content:
+    with contents.opened(destination, chosen) as content:
         with args.messages.progress(content.size()) as content.advance:
             _check(content)
         if restore_test:
             _restore_test(content, args.config_dir)
 
 
-def _check(content: reading.Content) -> None:
+def _check(content: contents.Content) -> None:
     """Raise Error unless the content is what was stored, and its own program can read all of it."""
     if content.name == GLOBALS:
         decompressor = bz2.BZ2Decompressor()
@@ -124,11 +127,11 @@ def _check(content: reading.Content) -> None:
         content.check()
         postgres.read_dump(content.file)
     else:
-        with tarball.listing() as listed:
+        with listing() as listed:
             content.pump(listed.write)
 
 
-def _restore_test(content: reading.Content, config_dir: str) -> None:
+def _restore_test(content: contents.Content, config_dir: str) -> None:
     """Restore a dump into a scratch database. Raises Error where it can't be restored."""
     database = content.database()
     if database is None:

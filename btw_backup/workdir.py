@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from .errors import Error, naming, uninterrupted
-from .files import directory, remove, room_on, temporary_directory
+from .system.files import directory, remove, room_on, temporary_directory
 
 _PREPARED = ".fs-init."
 _STAGE = "run."

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from btw_backup.backups import Backup, Limits, Point, full_backup_due
-from btw_backup.chain import read_state
+from btw_backup.destination.catalog import Backup, Limits, Point, full_backup_due
+from btw_backup.destination.chain import read_state
 from btw_backup.errors import Error
-from btw_backup.ownership import parse_owner
-from btw_backup.tarball import Source, tar_command
+from btw_backup.programs.tar import Source, tar_command
+from btw_backup.system.ownership import parse_owner
 
 from .conftest import Btw, Result
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from btw_backup.destination.sizes import Measured, age
 from btw_backup.list import objects, table
-from btw_backup.measures import Measured, age
 
 from .conftest import Btw
 from .test_list import BASE, rdiff_backup

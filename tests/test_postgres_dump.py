@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from btw_backup.postgres import dumped_database, same_dump, same_globals
+from btw_backup.programs.postgres import dumped_database, same_dump, same_globals
 
 from .postgres_servers import Installation, MakeDatabase, Server, Start
 

@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 import pytest
 
-from btw_backup import process
+from btw_backup.programs import process
 
 # A signal that arrives just when subprocess has taken its lock, or else while it is being waited.
 SIGNALLED = """
 import signal
-from btw_backup import process
+from btw_backup.programs import process
 
 class Ended(BaseException):
     pass
@@ -127,7 +127,7 @@ def test_work_beside_ends_with_the_block(ended: Callable[[], bool]) -> None:
 # A process in which another one works, until a signal comes to both, as from a terminal.
 BESIDE = """
 import os, signal, sys, time
-from btw_backup import process
+from btw_backup.programs import process
 
 def end(signum, frame):
     print("handled by", "child" if os.getpid() != parent else "parent", flush=True)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from btw_backup import fingerprint
-from btw_backup.tarball import Source
+from btw_backup.programs.tar import Source
 
 from .conftest import Btw, Result
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from btw_backup.backups import Backup, Point
-from btw_backup.retention import Policy, decide, kept_times
+from btw_backup.destination.catalog import Backup, Point
+from btw_backup.destination.retention import Policy, decide, kept_times
 
 WORDS = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
 

@@ -12,8 +12,8 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from . import process
-from .errors import Error, uninterrupted
+from ..errors import Error, uninterrupted
+from ..programs import process
 
 # Writing to a file in larger blocks takes more processor time, not less.
 BLOCK = 1 << 18

@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .errors import Error, naming
-from .files import directory
+from ..errors import Error, naming
+from ..system.files import directory
 
 # Stands in the target until all is restored and checked.
 INCOMPLETE = ".btw-backup-restore-incomplete"

@@ -5,7 +5,7 @@ import os
 import pwd
 from typing import NamedTuple
 
-from .errors import Error
+from ..errors import Error
 
 
 class Owner(NamedTuple):

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
+from ..errors import Error
 from . import process
-from .errors import Error
 
 _COMPRESSORS = {
     # lbzip2, pbzip2 and bzip2 read each other's files; the first two use all processors.

@@ -4,7 +4,7 @@ import os
 from contextlib import suppress
 from typing import NamedTuple
 
-from .files import create, open_regular, write_all
+from ..system.files import create, open_regular, write_all
 
 _NAME = "newest"
 

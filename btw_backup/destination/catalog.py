@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
+from ..errors import Error, naming
+from ..messages import size
+from ..system.files import directory, open_regular
+from ..times import format_moment, parse_moment
 from . import chain
-from .errors import Error, naming
-from .files import directory, open_regular
-from .messages import size
-from .spans import format_moment, parse_moment
 
 # What a chain holds: the archive of a hierarchy, a database's dump, the globals.
 ARCHIVE = "backup.tar"

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from itertools import zip_longest
 from typing import IO, Any, NamedTuple
 
+from ..errors import Error
+from ..system.files import BLOCK, same_content, write_all
 from . import process
-from .errors import Error
-from .files import BLOCK, same_content, write_all
 
 # The header of pg_dump's custom format (WriteHead in pg_backup_archiver.c): from archive version
 # 1.15 on (PostgreSQL 16) the compression is a byte, before it was an integer.

@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime
 
+from ..errors import Error, naming
+from ..system.files import directory, exchange, is_full, publish, remove, room_on
+from ..system.trees import finish_tree
+from ..times import format_moment
 from . import chain, extension
-from .backups import Backup, Limits, Stored, full_backup_due, scan
-from .destination import Destination
-from .errors import Error, naming
-from .files import directory, exchange, is_full, publish, remove, room_on
-from .private import REPLACED
-from .spans import format_moment
-from .trees import finish_tree
+from .catalog import Backup, Limits, Stored, full_backup_due, scan
+from .lock import REPLACED
+from .writer import Destination
 
 Store = Callable[[], Stored]
 

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+from ..errors import Error
 from . import process
-from .errors import Error
 
 # How long the first question may take, in seconds.
 _PATIENCE = 120

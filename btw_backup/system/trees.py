@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
-from .errors import Error
+from ..errors import Error
 from .files import BLOCK, create, directory, open_regular
 
 # The ends of names of files that grow where they stand: rdiff-backup's logs, and ours.

@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import IO, cast
 
-from . import chain, process
-from .chain import Unusable
-from .errors import Error
-from .files import (
+from ..errors import Error
+from ..programs import process
+from ..system.files import (
     BLOCK,
     closing,
     directory,
@@ -26,7 +25,9 @@ from .files import (
     start_writing,
     temporary_directory,
 )
-from .trees import Linked, link_tree
+from ..system.trees import Linked, link_tree
+from . import chain
+from .chain import Unusable
 
 _BackUp = Callable[[Callable[[], None]], process.Result]
 

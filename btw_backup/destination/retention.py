@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from .backups import Backup
+from .catalog import Backup
 
 
 class Policy(NamedTuple):

@@ -8,10 +8,10 @@ from contextlib import suppress
 from datetime import datetime
 from typing import NamedTuple
 
+from ..errors import Error
+from ..system.files import closing, directory, open_regular
 from . import chain
-from .backups import Backup, scan
-from .errors import Error
-from .files import closing, directory, open_regular
+from .catalog import Backup, scan
 
 # The size of a compressed tarball's archive, in decimal digits, as an extended attribute.
 _SIZE = "user.btw-backup.size"

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import IO, Any, NamedTuple, NoReturn, Self, cast
 
-from .errors import Error, uninterrupted
+from ..errors import Error, uninterrupted
 
 _PACKAGES = {
     "pg_dump": "postgresql-client",

@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import NamedTuple
 
-from . import chain, compression, tarball
-from .backups import DUMP, Backup, Point, checksum
-from .errors import Error, naming
-from .files import BLOCK, closing, directory, open_regular, room_on
-from .spans import format_moment, last_moment, parse_span
-from .trees import check_tree
+from ..archive.stream import first_names
+from ..errors import Error, naming
+from ..programs import compressors
+from ..system.files import BLOCK, closing, directory, open_regular, room_on
+from ..system.trees import check_tree
+from ..times import format_moment, last_moment, parse_span
+from . import chain
+from .catalog import DUMP, Backup, Point, checksum
 
 
 class Chosen(NamedTuple):
@@ -89,9 +91,9 @@ class Content:
         """What must be unpacked besides those members of the archive, and is not wanted itself."""
         if not members:
             return set()
-        with compression.decompressed(self.file, self.compression) as stream:
+        with compressors.decompressed(self.file, self.compression) as stream:
             try:
-                return tarball.first_names(stream, members)
+                return first_names(stream, members)
             except tarfile.TarError as error:
                 raise Error(f"{self.name} is damaged: {error}") from error
 
@@ -102,7 +104,7 @@ class Content:
     def pump(self, write: Callable[[bytes], object]) -> None:
         """Write all of it, uncompressed. Raises Error in the end where it is not what was stored."""
         hasher = hashlib.new("sha256" if self.digest and len(self.digest) == 64 else "sha1")
-        with compression.decompressed(self.file, self.compression) as stream:
+        with compressors.decompressed(self.file, self.compression) as stream:
             while block := stream.read(BLOCK):
                 if self.digest is not None:
                     hasher.update(block)

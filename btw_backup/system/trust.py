@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-from .errors import Error, naming
+from ..errors import Error, naming
 from .files import closing
 
 

@@ -12,10 +12,10 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from . import process
-from .errors import Error
-from .files import directory, open_regular
-from .trees import link_tree
+from ..errors import Error
+from ..programs import process
+from ..system.files import directory, open_regular
+from ..system.trees import link_tree
 
 DATA = "rdiff-backup-data"
 RESTORED = "restored"

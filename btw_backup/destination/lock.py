@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
-from .backups import CHECKSUM
-from .errors import Busy, Error
-from .files import DIRECTORY, directory, exists, open_regular, publish, remove, temporary_directory
+from ..errors import Busy, Error
+from ..system.files import DIRECTORY, directory, exists, open_regular, publish, remove, temporary_directory
+from .catalog import CHECKSUM
 
 PRIVATE = ".btw-backup"
 # Holds a chain while another is put in its place, where the file system can't exchange the two.

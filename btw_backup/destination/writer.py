@@ -11,21 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
-from . import record
-from .backups import (
-    ARCHIVE,
-    CHECKSUM,
-    ENDING_OF,
-    Backup,
-    Limits,
-    Stored,
-    full_backup_due,
-    mirror_of,
-    open_destination,
-    scan,
-)
-from .errors import Error, naming, uninterrupted
-from .files import (
+from ..errors import Error, naming, uninterrupted
+from ..system.files import (
     closing,
     create,
     directory,
@@ -37,11 +24,24 @@ from .files import (
     temporary_directory,
     write_all,
 )
-from .measures import remember_size
-from .ownership import UNCHANGED, Owner
-from .private import UNPAIRED, locked, private_directory, run_directory
+from ..system.ownership import UNCHANGED, Owner
+from ..times import format_moment
+from . import record
+from .catalog import (
+    ARCHIVE,
+    CHECKSUM,
+    ENDING_OF,
+    Backup,
+    Limits,
+    Stored,
+    full_backup_due,
+    mirror_of,
+    open_destination,
+    scan,
+)
+from .lock import UNPAIRED, locked, private_directory, run_directory
 from .record import Record
-from .spans import format_moment
+from .sizes import remember_size
 
 LOG = "log.txt"
 _PREPARED = "tarball"

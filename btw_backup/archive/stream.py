@@ -1,0 +1,116 @@
+"""The stream that tar makes, read and compared block by block."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import IO, cast
+
+from ..errors import Error
+from ..programs import process
+from ..programs.compressors import Stream, decompressed
+from ..programs.tar import Source, tar_command
+from ..system.files import BLOCK
+
+# tar ends an archive with two blocks of zeros; one that it gave up lacks them.
+_END = bytes(1024)
+
+
+class Archive:
+    """A running tar whose stream is read block by block. Made by ``archiving``."""
+
+    def __init__(self, program: process.Program, digested: bool, advance: Callable[[int], None]) -> None:
+        self._program = program
+        self._advance = advance
+        self._tail = b""
+        self._hash = hashlib.sha256() if digested else None
+        self.size = 0  # bytes read so far
+        self.result = process.Result("tar", 0, "")
+
+    def blocks(self) -> Iterator[bytes]:
+        """What is left of the stream."""
+        read = self._program.stdout.read
+        while block := read(BLOCK):
+            self.size += len(block)
+            self._advance(len(block))
+            if self._hash is not None:
+                self._hash.update(block)
+            self._tail = (self._tail + block)[-len(_END) :] if len(block) < len(_END) else block[-len(_END) :]
+            yield block
+
+    def digest(self) -> str:
+        """The SHA-256 of all that was read, ``-`` where it was not wanted."""
+        return "-" if self._hash is None else self._hash.hexdigest()
+
+    def finish(self) -> None:
+        """Wait for tar, when all is read, and keep its result. Raises Error unless the archive is whole.
+
+        The result's status is 0; 1: files changed or vanished meanwhile; or 2: some could not be
+        read. What tar says of each is in the result.
+        """
+        self.result = self._program.wait().check((0, 1, 2))
+        if self._tail != _END or "not recoverable" in self.result.said:
+            raise Error("tar did not finish the archive", said=self.result.said)
+
+
+@contextmanager
+def archiving(source: Source, *, digested: bool, advance: Callable[[int], None]) -> Iterator[Archive]:
+    """Run tar over the source.
+
+    ``digested``: what is read is hashed; ``advance`` is called with the size of each block.
+    """
+    fd = os.open(source.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with process.Program(tar_command(source), stdout=process.PIPE, cwd=fd) as program:
+            process.widen(program.stdout)
+            yield Archive(program, digested, advance)
+    finally:
+        os.close(fd)
+
+
+def first_names(archive: Stream, members: Sequence[str]) -> set[str]:
+    """What must be unpacked besides those members: the names under which hard-linked files are stored.
+
+    An archive holds the content of such a file under the first of its names only. Raises
+    tarfile.TarError where the archive is damaged.
+    """
+    import tarfile  # slow to import, and no backup needs it
+
+    with tarfile.open(fileobj=cast(IO[bytes], archive), mode="r|") as headers:
+        links = [entry for entry in headers if entry.islnk()]
+    wanted = {entry.linkname for entry in links if _is_among(entry.name, members)}
+    return {name for name in wanted if not _is_among(name, members)}
+
+
+def _is_among(name: str, members: Sequence[str]) -> bool:
+    return any(name == member or name.startswith(f"{member}/") for member in members)
+
+
+def changed_stream(archive: Archive, previous: tuple[int, str] | None) -> Iterator[bytes] | None:
+    """The whole archive, where it is not what the previous one holds; None where it is.
+
+    ``previous`` is an open tarball and how it is compressed. As long as both agree nothing is
+    kept; what is known to be equal then comes from the previous one.
+    """
+    blocks = archive.blocks()
+    if previous is None:
+        return blocks
+    with decompressed(*previous) as old:
+        for block in blocks:
+            if block != old.read(len(block)):
+                return chain(_start_of(previous, archive.size - len(block)), (block,), blocks)
+        if old.read(1) == b"" and old.sound():
+            return None
+    return _start_of(previous, archive.size)
+
+
+def _start_of(previous: tuple[int, str], count: int) -> Iterator[bytes]:
+    """The first ``count`` bytes of the previous archive."""
+    with decompressed(*previous) as old:
+        while count:
+            block = old.read(min(BLOCK, count))
+            if not block:
+                raise Error("the previous backup has changed while it was read")
+            count -= len(block)
+            yield block

@@ -1,0 +1,35 @@
+"""The source of a filesystem backup: what its path is, and what of it is archived."""
+
+import os
+import stat
+from collections.abc import Sequence
+
+from .errors import Error
+from .programs.tar import Source
+
+
+def examine_source(path: str, own: Sequence[str], exclude: tuple[str, ...], one_file_system: bool) -> Source:
+    """Find out what the path is; ``own`` are directories of ours that are never archived.
+
+    Raises Error where the source is missing, can't be read, or is neither directory nor file.
+    """
+    try:
+        found = os.stat(path)
+        if stat.S_ISDIR(found.st_mode):
+            os.listdir(path)
+    except FileNotFoundError:
+        raise Error(f"the source does not exist: {path}") from None
+    except OSError as error:
+        raise Error(f"cannot read the source: {path}: {error.strerror}") from error
+    real = os.path.realpath(path)
+    if stat.S_ISREG(found.st_mode):
+        return Source(os.path.dirname(real), os.path.basename(real), (), exclude, one_file_system)
+    if not stat.S_ISDIR(found.st_mode):
+        raise Error(f"the source is neither a directory nor a regular file: {path}")
+    left_out = []
+    for directory in map(os.path.realpath, own):
+        if directory == real:
+            raise Error(f"the source {path} is the destination or the working directory itself")
+        if os.path.commonpath([directory, real]) == real:
+            left_out.append(os.path.relpath(directory, real))
+    return Source(real, "", tuple(left_out), exclude, one_file_system)
