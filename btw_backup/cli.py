@@ -7,12 +7,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
+from typing import Any
 
 from . import __version__
 from .errors import FAILED, SIGNALS, Error, Terminated
 from .messages import Messages
 
-# A command's module is imported when the command is on the command line.
 COMMANDS = {
     "fs": "backs up a filesystem hierarchy",
     "fs-init": "initializes the working directory for backups",
@@ -29,8 +29,37 @@ COMMANDS = {
 }
 
 
-def build_parser(prog: str, commands: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
-    """The parser, with the arguments of those commands filled in."""
+class _CommandParser(argparse.ArgumentParser):
+    """The parser of one command, whose module is imported when that is what the command line says."""
+
+    command = ""
+    is_filled = False
+
+    def fill(self) -> None:
+        """Add the command's arguments."""
+        if self.is_filled or not self.command:
+            return
+        module = importlib.import_module("." + self.command.replace("-", "_"), __package__)
+        module.add_arguments(self)
+        self.epilog = f"example: {module.EXAMPLE}"
+        self.set_defaults(run=module.run)
+        self.is_filled = True
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.fill()
+        return super().parse_known_args(args, namespace)
+
+
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    """The parser, with the arguments of all commands."""
+    parser, commands = _lazy_parser(prog)
+    for command in commands:
+        command.fill()
+    return parser
+
+
+def _lazy_parser(prog: str) -> tuple[argparse.ArgumentParser, list[_CommandParser]]:
+    """The parser, and those of the commands, which get their arguments when they are needed."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Backs up a server's file hierarchies and PostgreSQL databases.",
@@ -47,15 +76,15 @@ def build_parser(prog: str, commands: Sequence[str] = tuple(COMMANDS)) -> argpar
         help="sets the general configuration directory (default: %(default)s)",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    subparsers = parser.add_subparsers(title="subcommands", dest="command", metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(
+        title="subcommands", dest="command", metavar="COMMAND", required=True, parser_class=_CommandParser
+    )
+    parsers = []
     for command, about in COMMANDS.items():
         subparser = subparsers.add_parser(command, help=about, description=f"{about.capitalize()}.")
-        if command in commands:
-            module = importlib.import_module("." + command.replace("-", "_"), __package__)
-            module.add_arguments(subparser)
-            subparser.epilog = f"example: {module.EXAMPLE}"
-            subparser.set_defaults(run=module.run)
-    return parser
+        subparser.command = command
+        parsers.append(subparser)
+    return parser, parsers
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "btw-backup") -> int:
@@ -71,7 +100,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "btw-backup") -> int:
         return 0
     messages = Messages(prog)
     try:
-        args = build_parser(prog, argv).parse_args(argv)
+        args = _lazy_parser(prog)[0].parse_args(argv)
         args.messages = messages = Messages(prog, verbose=args.verbose, quiet=args.quiet)
         args.config_dir = os.path.abspath(os.path.expanduser(args.config_dir))
         status: int = args.run(args)

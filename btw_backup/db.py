@@ -3,21 +3,25 @@
 import argparse
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 
 from . import hooks, offsite
 from .arguments import add_destination, add_owner, add_wait
 from .config import DbOptions, check_database_name, load_db, load_general
-from .destination.append import adding
-from .destination.catalog import DUMP, GLOBALS, Stored, summary
-from .destination.writer import Destination, working_on
+from .destination.append import NewPoint, Stored, summary
+from .destination.catalog import DUMP, GLOBALS
+from .destination.writer import LockedDestination, working_on
 from .errors import Error, Usage
 from .messages import Messages
 from .programs import postgres
-from .system.files import create
+from .system.directories import Directory
 
 EXAMPLE = "btw-backup db shop /var/backups/shop"
+
+# The globals before they are compressed.
+_PLAIN = "plain"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     mirror = GLOBALS if args.globals else args.db + DUMP
     warn = args.messages.warning
     described = hooks.Run("db", args.db or "", os.path.abspath(args.dst))
-    with offsite.Sending(general.offsite, args.messages) as sending:
+    with offsite.sending(general.offsite, args.messages) as sending:
         with (
             hooks.on_failure(options.hooks, described, warn),
             working_on(args.dst, warn, args.owner, args.wait) as destination,
@@ -56,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
             at = destination.next_time()
             with hooks.around(options.hooks, described, warn):
                 stored, size = _back_up(args.db, mirror, destination, at, options, args.messages)
+            destination.note_success(at)
             sending.take(destination)
         args.messages.closing(summary(stored, size, time.monotonic() - started))
         return sending.finish()
@@ -64,55 +69,51 @@ def run(args: argparse.Namespace) -> int:
 def _back_up(
     database: str | None,
     mirror: str,
-    destination: Destination,
+    destination: LockedDestination,
     at: datetime,
     options: DbOptions,
     messages: Messages,
 ) -> tuple[Stored | None, int]:
-    """Dump, and store the dump where it has changed. Also returns its size in bytes."""
-    with destination.stage() as stage, create(mirror, stage) as dumped:
-        with messages.progress(_size_before(destination, mirror)) as advance:
-            _dump(database, options, dumped, destination, advance)
-        size = os.fstat(dumped).st_size
-        if _unchanged(destination, mirror, dumped):
-            destination.note_unchanged(at, options.limits)
-            return None, size
-        with adding(destination, stage, at, options.limits) as add:
+    """Dump, and store the dump if it has changed. Also returns its size in bytes."""
+    with destination.stage() as stage, stage.create(mirror) as dumped:
+        with _latest(destination, mirror) as latest:
+            before = None if latest is None else os.fstat(latest).st_size
+            with messages.progress(before) as advance:
+                _dump(database, options, dumped, stage, advance)
+            same = postgres.same_globals if database is None else postgres.same_dump
+            if latest is not None and same(latest, dumped):
+                destination.note_unchanged(at, options.limits)
+                return None, os.fstat(dumped).st_size
+        with NewPoint(destination, stage, mirror, at, options.limits) as point:
             (postgres.read_globals if database is None else postgres.read_dump)(dumped)
-            return add(), size
+            return point.commit(), os.fstat(dumped).st_size
 
 
-def _size_before(destination: Destination, mirror: str) -> int | None:
-    """The size of the previous dump in bytes, if there is one."""
+@contextmanager
+def _latest(destination: LockedDestination, mirror: str) -> Iterator[int | None]:
+    """The newest dump, open, if there is one that can be added to."""
     latest = destination.latest_chain()
     if latest is None:
-        return None
-    with destination.opened(latest, mirror) as previous:
-        return os.fstat(previous).st_size
+        yield None
+        return
+    with destination.stored_file(latest, mirror) as file:
+        yield file
 
 
 def _dump(
     database: str | None,
     options: DbOptions,
     output: int,
-    destination: Destination,
+    stage: Directory,
     advance: Callable[[int], None],
 ) -> None:
     if database is None:
-        with destination.prepared() as plain:
+        with stage.create(_PLAIN) as plain:
             postgres.dump_globals(options.server, plain)
             postgres.compress_globals(plain, output)
+        stage.remove(_PLAIN)  # what is staged is stored
         return
     postgres.dump(database, options.server, output, advance)
     dumped = postgres.dumped_database(output)
     if dumped not in (database, None):
         raise Error(f"CONNECTION leads to the database {dumped} instead of {database}: leave out its dbname")
-
-
-def _unchanged(destination: Destination, mirror: str, dumped: int) -> bool:
-    latest = destination.latest_chain()
-    if latest is None:
-        return False
-    same = postgres.same_globals if mirror == GLOBALS else postgres.same_dump
-    with destination.opened(latest, mirror) as previous:
-        return same(previous, dumped)

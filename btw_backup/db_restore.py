@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 
 from .arguments import add_at, add_destination
 from .config import load_db
-from .destination import contents
-from .destination.catalog import GLOBALS, open_destination, scan
+from .destination.catalog import GLOBALS
+from .destination.contents import Content
+from .destination.reader import Destination
 from .errors import Error, Usage, naming
 from .programs import postgres
 from .system.files import closing, write_all
@@ -48,22 +49,22 @@ def _jobs(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     _check_usage(args)
-    with closing(open_destination(args.dst)) as destination:
-        chosen = contents.choose(scan(destination), args.at, datetime.now(UTC))
-        with contents.opened(destination, chosen) as content:
+    with Destination.open(args.dst) as destination:
+        chosen = destination.choose(args.at, datetime.now(UTC))
+        with destination.opened(chosen) as content:
             database = content.database()
             if args.output is not None:
                 _write(content, args.output)
             elif args.globals:
                 if content.name != GLOBALS:
                     raise Error(f"{args.dst} does not hold backups of the globals")
-                content.check()
-                postgres.replay_globals(content.file, load_db(args.config_dir, None).server)
+                with content.file() as packed:
+                    postgres.replay_globals(packed, load_db(args.config_dir, None).server)
             elif database is None:
                 raise Error(f"{args.dst} does not hold backups of a database")
             else:
-                content.check()
-                _restore(content, args, load_db(args.config_dir, database).server)
+                with content.file() as dumped:
+                    _restore(dumped, args, load_db(args.config_dir, database).server)
     what = args.output or args.db or "the globals"
     args.messages.closing(f"restored {format_moment(chosen.point.time)} into {what}")
     return 0
@@ -81,21 +82,21 @@ def _check_usage(args: argparse.Namespace) -> None:
         raise Usage("--clean works in one transaction: --jobs cannot be used with it")
 
 
-def _restore(content: contents.Content, args: argparse.Namespace, server: postgres.Server) -> None:
+def _restore(dumped: int, args: argparse.Namespace, server: postgres.Server) -> None:
     if args.create:
-        postgres.create_database(args.db, content.file, server)
+        postgres.create_database(args.db, dumped, server)
         try:
-            postgres.restore(args.db, content.file, server, jobs=args.jobs, new=True)
+            postgres.restore(args.db, dumped, server, jobs=args.jobs, new=True)
         except BaseException:
             postgres.drop_database(args.db, server)
             raise
         return
     if not args.clean and postgres.holds_objects(args.db, server):
         raise Error(f"the database {args.db} is not empty: use --clean to replace what it holds")
-    postgres.restore(args.db, content.file, server, clean=args.clean, jobs=args.jobs)
+    postgres.restore(args.db, dumped, server, clean=args.clean, jobs=args.jobs)
 
 
-def _write(content: contents.Content, path: str) -> None:
+def _write(content: Content, path: str) -> None:
     """Write the stored file to a new file that appears when it is whole."""
     if path == "-":
         content.pump(lambda block: write_all(sys.stdout.fileno(), block))

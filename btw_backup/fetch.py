@@ -7,15 +7,13 @@ from datetime import UTC, datetime
 
 from . import offsite
 from .arguments import add_at
-from .destination import contents
 from .destination.restore import restoring
 from .errors import Error, Usage
 from .messages import show
 from .offsite import Copy
 from .programs.restic import Repository
-from .system.files import directory
 from .system.trees import imitate
-from .times import format_moment
+from .times import format_moment, latest_moment
 
 EXAMPLE = "btw-backup fetch --at 3d /var/backups/etc /var/backups/etc"
 
@@ -43,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if args.name is not None:
         copies = _named(copies, args.name)
     if args.at is not None:
-        latest = contents.latest(args.at, datetime.now(UTC))
+        latest = latest_moment(args.at, datetime.now(UTC))
         copies = [copy for copy in copies if copy.snapshot.time.replace(microsecond=0) <= latest]
     if args.list:
         for copy in copies:
@@ -76,11 +74,11 @@ def _named(copies: Sequence[Copy], name: str) -> list[Copy]:
 def _fetch(repository: Repository, copy: Copy, target: str) -> None:
     """Restore beside the target's marker, and move all to its place when it is there and compared."""
     with restoring(target) as top:
-        repository.restore(copy.snapshot.id, top)
-        with directory(offsite.TREE, top) as tree:
-            times = os.fstat(tree)
-            for entry in os.listdir(tree):
-                os.rename(entry, entry, src_dir_fd=tree, dst_dir_fd=top)
-            os.rmdir(offsite.TREE, dir_fd=top)
+        repository.restore(copy.snapshot.id, top.fileno())
+        with top.open(offsite.TREE) as tree:
+            times = tree.status()
+            for entry in tree.names():
+                tree.rename(entry, top)
+            os.rmdir(offsite.TREE, dir_fd=top.fileno())
             imitate(tree, top)
-        os.utime(top, ns=(times.st_atime_ns, times.st_mtime_ns))
+        top.set_times(times)

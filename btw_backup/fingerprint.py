@@ -16,9 +16,14 @@ from typing import NamedTuple
 
 from .programs import process
 from .programs.tar import Source, tar_command
+from .system import calls
+from .system.directories import Directory
 
-# A change within the tick of the clock that a walk has seen gets the same timestamp.
-_SETTLING = 2 * 10**9
+# A change within the tick of the clock that a walk has seen gets the same timestamp, in ns.
+_TICK = 2 * 10**9
+# A store through a mapping into a page that is still dirty changes no timestamp (file_update_time in the
+# kernel's page_mkwrite). The kernel writes dirty pages after 30 s (vm.dirty_expire_centisecs); in ns.
+_WRITEBACK = 60 * 10**9
 
 # As soon as so many directories wait to be walked, so many processes share them. The digest depends on both.
 _WAITING = 64
@@ -26,53 +31,104 @@ _SHARES = 4
 
 
 class Fingerprint(NamedTuple):
-    """A digest of all inodes of a source. ``settled``: a later change would give another one."""
+    """A digest of all inodes of a source.
+
+    ``settled``: no timestamp is so young that a later change could get the same one. ``written``: none
+    is so young that a dirty page could hide a later change. ``is_on_one_device``: all of them are.
+    """
 
     digest: str
     settled: bool
+    written: bool
+    is_on_one_device: bool
 
 
 def take(source: Source) -> Fingerprint | None:
-    """Walk the source. None where a part can't be examined, so that nothing can be told."""
+    """Walk the source. None if a part can't be examined, so that nothing can be told."""
     started = time.time_ns()
     digest = hashlib.blake2b(os.fsencode("\0".join([source.directory, *tar_command(source)])))
     try:
-        newest = _walk(source, digest)
+        seen = _walk(source, digest)
     except OSError:
         return None
-    return Fingerprint(digest.hexdigest(), newest < started - _SETTLING)
+    age = started - seen.newest
+    return Fingerprint(digest.hexdigest(), age > _TICK, age > _WRITEBACK, seen.is_on_one_device)
 
 
-def _walk(source: Source, digest: "hashlib.blake2b") -> int:
-    """Add every inode to the digest. Returns the newest timestamp, in ns."""
+def settle(mark: Fingerprint, source: Source) -> bool:
+    """Whether a change since the source was read is certain to give another fingerprint.
+
+    If dirty pages could hide one, they are written now, which takes as long as the disk needs; from
+    then on a store into them changes the timestamps. Call it after the walk, and before tar reads.
+    """
+    if mark.settled and mark.written:
+        return True
+    if not mark.settled or not mark.is_on_one_device:
+        return False
+    try:
+        with Directory.at(source.directory) as directory:
+            calls.syncfs(directory.fileno())
+    except OSError:
+        return False
+    return True
+
+
+class _Seen(NamedTuple):
+    """The newest timestamp that a walk has met, in ns, and whether all was on the source's device."""
+
+    newest: int
+    is_on_one_device: bool
+
+    def __or__(self, other: "_Seen") -> "_Seen":
+        return _Seen(max(self.newest, other.newest), self.is_on_one_device and other.is_on_one_device)
+
+
+def _walk(source: Source, digest: "hashlib.blake2b") -> _Seen:
+    """Add every inode to the digest."""
     # Names as bytes: decoding and encoding all of them would take as long as hashing them.
     top = os.fsencode(source.directory)
     root = os.stat(os.path.join(source.directory, source.member) if source.member else source.directory)
     pruned = {os.path.join(top, os.fsencode(path)) for path in source.left_out}
     pruned |= {os.path.join(top, os.fsencode(pattern[2:])) for pattern in filter(_is_path, source.exclude)}
-    tree = _Tree(frozenset(pruned), root.st_dev if source.one_file_system else None)
+    tree = _Tree(frozenset(pruned), root.st_dev, source.one_file_system)
     digest.update(_described(os.fsencode(source.member), root))
-    newest = max(root.st_mtime_ns, root.st_ctime_ns)
+    seen = _Seen(max(root.st_mtime_ns, root.st_ctime_ns), True)
     waiting = [top] if stat.S_ISDIR(root.st_mode) else []
-    newest = max(newest, tree.walk(waiting, digest, _WAITING))
+    seen |= tree.walk(waiting, digest, _WAITING)
     for share in tree.walk_together(waiting) if waiting else ():
-        digest.update(share)
-        newest = max(newest, int(share.partition(b" ")[0]))
-    return newest
+        digest.update(share.digest)
+        seen |= share.seen
+    return seen
+
+
+class _Share(NamedTuple):
+    """What one process has walked of a tree: a digest, and what was met."""
+
+    digest: bytes
+    seen: _Seen
+
+    def packed(self) -> bytes:
+        return b"%d %d %b" % (self.seen.newest, self.seen.is_on_one_device, self.digest)
+
+    @classmethod
+    def unpacked(cls, data: bytes) -> "_Share":
+        newest, is_on_one_device, digest = data.split(b" ", 2)
+        return cls(digest, _Seen(int(newest), is_on_one_device == b"1"))
 
 
 class _Tree(NamedTuple):
-    """What is walked: all but what is ``pruned``, on one ``device`` only, or on all where that is None."""
+    """What is walked: all but what is ``pruned``, and, with ``stays``, but what is on another ``device``."""
 
     pruned: frozenset[bytes]
-    device: int | None
+    device: int
+    stays: bool
 
-    def walk(self, waiting: list[bytes], digest: "hashlib.blake2b", most: int = sys.maxsize) -> int:
+    def walk(self, waiting: list[bytes], digest: "hashlib.blake2b", most: int = sys.maxsize) -> _Seen:
         """Add to the digest what is in the waiting directories, and below, while fewer than ``most`` wait.
 
-        ``waiting`` keeps those that were not walked. Returns the newest timestamp that was met, in ns.
+        ``waiting`` keeps those that were not walked.
         """
-        newest = 0
+        newest, is_on_one_device = 0, True
         while 0 < len(waiting) < most:
             directory = waiting.pop()
             digest.update(directory + b"\0")
@@ -85,26 +141,26 @@ class _Tree(NamedTuple):
                     inode = entry.stat(follow_symlinks=False)
                     digest.update(_described(entry.name, inode))
                     newest = max(newest, inode.st_mtime_ns, inode.st_ctime_ns)
+                    here = inode.st_dev == self.device
                     if stat.S_ISDIR(inode.st_mode):
-                        if self.device in (None, inode.st_dev):
+                        if here or not self.stays:
                             waiting.append(entry.path)
                     elif stat.S_ISLNK(inode.st_mode):
                         digest.update(os.readlink(entry.path) + b"\0")
-        return newest
+                    is_on_one_device &= here or self.stays
+        return _Seen(newest, is_on_one_device)
 
-    def walk_together(self, waiting: list[bytes]) -> list[bytes]:
-        """Walk the waiting directories, each share of them in a process of its own, the first in this one.
-
-        Returns of each the newest timestamp, in ns, and a digest of all below.
-        """
+    def walk_together(self, waiting: list[bytes]) -> list[_Share]:
+        """Walk the waiting directories, each share of them in a process of its own, the first in this one."""
         first, *others = (partial(self._walk_share, waiting[n::_SHARES]) for n in range(_SHARES))
         with ExitStack() as stack:
             results = [stack.enter_context(process.beside(other)) for other in others]
-            return [first(), *(result() for result in results)]
+            return [_Share.unpacked(data) for data in (first(), *(result() for result in results))]
 
     def _walk_share(self, share: list[bytes]) -> bytes:
         digest = hashlib.blake2b()
-        return b"%d %b" % (self.walk(share, digest), digest.digest())
+        seen = self.walk(share, digest)
+        return _Share(digest.digest(), seen).packed()
 
 
 def _is_path(pattern: str) -> bool:

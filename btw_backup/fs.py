@@ -9,19 +9,19 @@ from datetime import datetime
 from typing import NamedTuple
 
 from . import fingerprint, hooks, offsite, workdir
-from .archive.stream import Archive, archiving, changed_stream
+from .archive.stream import Archive, archiving, changed_blocks
 from .arguments import add_destination, add_owner, add_wait
 from .config import FsOptions, load_fs, load_general
-from .destination.append import adding
-from .destination.catalog import ARCHIVE, ENDING_OF, Stored, summary
+from .destination.append import NewPoint, NewTarball, Stored, summary
+from .destination.catalog import ARCHIVE, ENDING_OF
 from .destination.record import Record
-from .destination.writer import Destination, working_on
+from .destination.writer import LockedDestination, working_on
 from .errors import INCOMPLETE, Error
 from .messages import Messages
 from .programs import compressors
 from .programs.tar import Source
 from .source import examine_source
-from .system.files import create, same_content, write_all
+from .system.files import same_content, write_all
 from .times import format_moment
 
 EXAMPLE = "btw-backup fs -u backup: /etc /var/backups/etc"
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     options = load_fs(work.config_file, general)
     warn = args.messages.warning
     described = hooks.Run("fs", path, os.path.abspath(args.dst))
-    with offsite.Sending(general.offsite, args.messages) as sending:
+    with offsite.sending(general.offsite, args.messages) as sending:
         with (
             hooks.on_failure(options.hooks, described, warn),
             working_on(args.dst, warn, args.owner, args.wait) as destination,
@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
             workdir.remove_left(work)
             with hooks.around(options.hooks, described, warn):
                 done = _back_up(destination, source, at, options, work, args.messages)
+            destination.note_success(at)
             sending.take(destination)
         args.messages.closing(summary(done.stored, done.size, time.monotonic() - started))
         args.messages.said(done.unreadable)
@@ -70,37 +71,41 @@ class _Done(NamedTuple):
 
 
 def _back_up(
-    destination: Destination,
+    destination: LockedDestination,
     source: Source,
     at: datetime,
     options: FsOptions,
     work: workdir.Workdir,
     messages: Messages,
 ) -> _Done:
-    """Back up the source, where it has changed."""
+    """Back up the source if it has changed."""
     mark = fingerprint.take(source) if options.quick_check else None
     with _newest(destination, options.type) as newest:
         if mark is not None and newest is not None and newest.known.fingerprint == mark.digest:
             _note_unchanged(destination, options, at)
             return _Done(None, 0, "")
-        expected = None if newest is None else newest.size
+        settled = mark is not None and fingerprint.settle(mark, source)
         with (
-            messages.progress(expected) as advance,
+            messages.progress(None if newest is None else newest.size) as advance,
             archiving(source, digested=options.type == "tar", advance=advance) as archive,
         ):
             stored = _store(destination, archive, newest, at, options, work)
+    if stored is None:
+        _note_unchanged(destination, options, at)
     if archive.result.status == 1:
         for line in archive.result.said.splitlines():
             destination.note(f"{format_moment(at)}: {line}")
-    settled = mark is not None and mark.settled and archive.result.status == 0
-    _record(destination, options.type, Record(mark.digest if mark and settled else "-", archive.digest()))
+    told = mark.digest if mark is not None and settled and archive.result.status == 0 else None
+    with _newest(destination, options.type) as stored_now:
+        if stored_now is not None:
+            destination.record(Record(told, archive.digest()), stored_now.file)
     return _Done(stored, archive.size, archive.result.said if archive.result.status == 2 else "")
 
 
 class _Newest(NamedTuple):
     """The newest backup: its open tarfile, how that is compressed, and what was recorded of it.
 
-    ``size``: of the archive in bytes, None where it is not known.
+    ``size``: of the archive in bytes, None if it is not known.
     """
 
     file: int
@@ -110,24 +115,18 @@ class _Newest(NamedTuple):
 
 
 @contextmanager
-def _newest(destination: Destination, type_: str) -> Iterator[_Newest | None]:
-    """The newest backup where it is of this type."""
-    newest = destination.backups[-1] if destination.backups else None
+def _newest(destination: LockedDestination, type_: str) -> Iterator[_Newest | None]:
+    """The newest backup if it is of this type."""
+    newest = destination.newest()
     if newest is None or newest.interrupted or newest.is_chain != (type_ == "rdiff"):
         yield None
         return
-    with destination.opened(newest, ARCHIVE) as file:
+    with destination.stored_file(newest, ARCHIVE) as file:
         size = os.fstat(file).st_size if newest.compression == "none" else None
-        yield _Newest(file, newest.compression, destination.recorded(file) or Record("-", "-"), size)
+        yield _Newest(file, newest.compression, destination.recorded(file), size)
 
 
-def _record(destination: Destination, type_: str, record: Record) -> None:
-    with _newest(destination, type_) as newest:
-        if newest is not None:
-            destination.record(record, newest.file)
-
-
-def _note_unchanged(destination: Destination, options: FsOptions, at: datetime) -> None:
+def _note_unchanged(destination: LockedDestination, options: FsOptions, at: datetime) -> None:
     if options.type == "tar":
         name = format_moment(at) + ENDING_OF[options.compression]
         destination.note(f"{name}: no change in the data to be backed up: dropping backup")
@@ -136,58 +135,39 @@ def _note_unchanged(destination: Destination, options: FsOptions, at: datetime) 
 
 
 def _store(
-    destination: Destination,
+    destination: LockedDestination,
     archive: Archive,
     newest: _Newest | None,
     at: datetime,
     options: FsOptions,
     work: workdir.Workdir,
 ) -> Stored | None:
-    """Compare the archive with the newest one, and store it where it differs; None where not."""
-    if options.type == "tar":
-        return _store_tarball(destination, archive, newest, at, options)
-    # Inodes that differ are taken for a difference in the archive, which is then looked for last.
-    differs = options.quick_check and newest is not None and newest.known.fingerprint != "-"
-    previous = None if newest is None or differs else (newest.file, newest.compression)
-    blocks = changed_stream(archive, previous)
+    """Store the archive if it is not what the newest backup holds; None if it is."""
+    is_tarball = options.type == "tar"
+    blocks: Iterator[bytes] | None = archive.blocks()
+    if newest is not None:
+        # Inodes that differ are taken for a difference in the archive, which is then looked for last.
+        known = newest.known.digest if is_tarball else newest.known.fingerprint
+        if not options.quick_check or known is None:
+            blocks = changed_blocks(archive, (newest.file, newest.compression))
     if blocks is None:
-        archive.finish()
-        _note_unchanged(destination, options, at)
         return None
-    with (
-        workdir.staging(work) as stage,
-        create(ARCHIVE, stage) as output,
-        adding(destination, stage, at, options.limits) as add,
-    ):
-        for block in blocks:
-            write_all(output, block)
-        archive.finish()
-        if differs and newest is not None and same_content(output, newest.file):
-            _note_unchanged(destination, options, at)
-            return None
-        return add()
-
-
-def _store_tarball(
-    destination: Destination,
-    archive: Archive,
-    newest: _Newest | None,
-    at: datetime,
-    options: FsOptions,
-) -> Stored | None:
-    differs = options.quick_check and newest is not None and newest.known.digest != "-"
-    previous = None if newest is None or differs else (newest.file, newest.compression)
-    blocks = changed_stream(archive, previous)
-    if blocks is not None:
-        with destination.prepared() as output:
-            with compressors.compressing(output, options.compression) as packed:
+    if is_tarball:
+        with NewTarball(destination, at, options.compression) as tarball:
+            with compressors.compressing(tarball.file, options.compression) as packed:
                 for block in blocks:
                     packed.write(block)
-            archive.finish()
-            compressors.check_ending(output, options.compression, archive.size)
-            if newest is None or archive.digest() != newest.known.digest:
-                name = format_moment(at) + ENDING_OF[options.compression]
-                return destination.add_tarball(output, name, at, archive.size)
-    archive.finish()
-    _note_unchanged(destination, options, at)
-    return None
+            compressors.check_ending(tarball.file, options.compression, archive.size)
+            if newest is not None and archive.digest() == newest.known.digest:
+                return None
+            return tarball.commit(archive.size)
+    with (
+        workdir.staging(work) as stage,
+        stage.create(ARCHIVE) as staged,
+        NewPoint(destination, stage, ARCHIVE, at, options.limits) as point,
+    ):
+        for block in blocks:
+            write_all(staged, block)
+        if newest is not None and same_content(staged, newest.file):
+            return None
+        return point.commit()

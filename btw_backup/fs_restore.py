@@ -2,16 +2,18 @@
 
 import argparse
 import os
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 
 from .arguments import add_at, add_destination
-from .destination import contents
-from .destination.catalog import ARCHIVE, open_destination, scan
+from .destination.catalog import ARCHIVE
+from .destination.contents import Content
+from .destination.reader import Destination
 from .destination.restore import restoring
 from .errors import FAILED, Error
 from .programs.tar import unpacking
-from .system.files import closing
+from .system.directories import Directory
 from .times import format_moment
 
 EXAMPLE = "btw-backup fs-restore --at 3d /var/backups/etc /root/etc-restored hosts"
@@ -28,13 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     members = {_member(path): path for path in args.path}
-    with closing(open_destination(args.dst)) as destination:
-        chosen = contents.choose(scan(destination), args.at, datetime.now(UTC))
-        with contents.opened(destination, chosen) as content:
+    with Destination.open(args.dst) as destination:
+        chosen = destination.choose(args.at, datetime.now(UTC))
+        with destination.opened(chosen) as content:
             if chosen.backup.is_chain and content.name != ARCHIVE:
                 raise Error(f"{args.dst} holds backups of a database: use db-restore")
-            with args.messages.progress(content.size()) as content.advance:
-                missing = _restore(content, args.target, list(members))
+            with args.messages.progress(content.size()) as advance:
+                missing = _restore(content, args.target, list(members), advance)
     for member in missing:
         args.messages.error(f"{members[member]} is not in the backup {chosen.backup.name}")
     args.messages.closing(f"restored {format_moment(chosen.point.time)} into {args.target}")
@@ -49,20 +51,27 @@ def _member(path: str) -> str:
     return "." if normal.lstrip("/") == "" else "./" + normal.lstrip("/")
 
 
-def _restore(content: contents.Content, target: str, members: list[str]) -> list[str]:
+def _restore(content: Content, target: str, members: list[str], advance: Callable[[int], None]) -> list[str]:
     """Unpack into the target. Returns the members that the archive lacks."""
     with restoring(target) as top:
         extra = content.first_names(members)
         with unpacking(top, [*members, *extra]) as unpacked:
-            content.pump(unpacked.write)
+            content.pump(unpacked.write, advance)
         for name in extra:
             _remove_extra(name, top)
         return [member for member in members if not os.path.lexists(os.path.join(target, member))]
 
 
-def _remove_extra(name: str, top: int) -> None:
+def _remove_extra(name: str, top: Directory) -> None:
     """Remove a file that was not asked for, and the directories that were made for it alone."""
-    os.unlink(name, dir_fd=top)
-    with suppress(OSError):  # one that is not empty was asked for, or holds what was
-        while (name := os.path.dirname(name)) not in ("", "."):
-            os.rmdir(name, dir_fd=top)
+    *above, last = [part for part in name.split("/") if part not in ("", ".")]
+    with ExitStack() as opened:
+        passed = [top]
+        for part in above:
+            # What was unpacked may hold a link in the place of a directory: none is followed.
+            passed.append(opened.enter_context(passed[-1].open(part)))
+        passed[-1].unlink(last)
+        with suppress(OSError):  # one that is not empty was asked for, or holds what was
+            while above:
+                passed.pop()
+                os.rmdir(above.pop(), dir_fd=passed[-1].fileno())

@@ -6,11 +6,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .arguments import add_destination
-from .destination.catalog import listing, open_destination, scan
-from .destination.sizes import Measured, age, measure
+from .destination.catalog import listing
+from .destination.reader import Destination
+from .destination.sizes import Measured, measure
+from .errors import FAILED
 from .messages import size
-from .system.files import closing
-from .times import format_moment
+from .times import age, format_moment
 
 EXAMPLE = "btw-backup list --long /var/backups/etc"
 
@@ -28,16 +29,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with closing(open_destination(args.dst)) as destination:
+    with Destination.open(args.dst) as destination:
+        now = datetime.now(UTC)
         if args.json:
             import json  # a plain list does not wait for it
 
-            print(json.dumps(objects(measure(destination), datetime.now(UTC)), indent=2))
-            return 0
-        found = table(measure(destination), datetime.now(UTC)) if args.long else listing(scan(destination))
-        for line in found:
-            print(line)
-    return 0
+            print(json.dumps(objects(measure(destination.directory), now), indent=2))
+        else:
+            long = args.long
+            for line in table(measure(destination.directory), now) if long else listing(destination.backups):
+                print(line)
+        for line in destination.broken:
+            args.messages.error(line)
+        return FAILED if destination.broken else 0
 
 
 def table(points: Sequence[Measured], now: datetime) -> list[str]:

@@ -8,9 +8,8 @@ from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from .destination.sizes import age
 from .messages import one_line, size
-from .times import format_moment
+from .times import age, format_moment
 
 
 class State(IntEnum):
@@ -41,7 +40,7 @@ class Facts(NamedTuple):
 
     ``success``: when a run last succeeded, whether or not it had something to store. ``used``: the
     space on the disk in bytes. ``interrupted``: the newest backup is a chain left half done.
-    ``copies`` is None where none are configured.
+    ``copies`` is None if none are configured; ``broken``: entries that can't be read.
     """
 
     newest: datetime | None
@@ -50,6 +49,7 @@ class Facts(NamedTuple):
     used: int
     interrupted: bool
     copies: CopyFacts | None = None
+    broken: tuple[str, ...] = ()
 
 
 class Report(NamedTuple):
@@ -72,6 +72,8 @@ def judge(facts: Facts, now: datetime, max_age: timedelta | None) -> tuple[State
         return State.CRITICAL, f"no off-site copy since {format_moment(copies.unsent)}"
     if facts.interrupted:
         return State.WARNING, "the newest chain was interrupted"
+    if facts.broken:
+        return State.WARNING, facts.broken[0]
     if facts.success > now:
         return State.WARNING, "the newest point or run is dated in the future"
     if facts.copies is not None and facts.copies.newest is None:

@@ -11,26 +11,22 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple, Self
+from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 from .config import Offsite, load_general
-from .destination.catalog import CHECKSUM, Backup
+from .destination.catalog import CHECKSUM
 from .destination.lock import VIEW
+from .destination.log import LOG
+from .destination.reader import Destination
 from .destination.retention import Policy
-from .destination.writer import LOG, Destination, working_on
+from .destination.writer import LockedDestination, working_on
 from .errors import Busy, Error, naming
 from .messages import Messages
 from .programs import restic
 from .programs.restic import Node, Repository, Snapshot
-from .system.files import (
-    create,
-    directory,
-    exists,
-    open_regular,
-    remove,
-    write_all,
-)
+from .system.directories import Directory
+from .system.files import write_all
 from .system.trees import DEPTH, copy_attributes, link_tree
 from .system.trust import read_trusted
 from .times import format_moment, parse_moment
@@ -60,28 +56,29 @@ class State(NamedTuple):
         return sum(node.size for node in self.nodes)
 
 
-def examine(path: str, destination: int, backups: Sequence[Backup]) -> State:
-    """The state of an open destination. Raises Error where it holds nothing: that is never sent."""
-    check_holds(path, backups)
-    nodes = [node for name in _names(destination, backups) for node in _nodes(name, destination, "")]
-    return State(tuple(nodes), max(backup.newest for backup in backups))
+def examine(destination: Destination) -> State:
+    """The state of a destination. Raises Error if it holds nothing: that is never sent."""
+    check_holds(destination)
+    directory = destination.directory
+    nodes = [node for name in _names(destination) for node in _nodes(name, directory, "")]
+    return State(tuple(nodes), max(backup.newest for backup in destination.backups))
 
 
-def check_holds(path: str, backups: Sequence[Backup]) -> None:
-    """Raise Error where a destination holds no backups."""
-    if not backups:
-        raise Error(f"{path} holds no backups: nothing is sent (is its disk mounted?)")
+def check_holds(destination: Destination) -> None:
+    """Raise Error if a destination holds no backups."""
+    if not destination.backups:
+        raise Error(f"{destination.path} holds no backups: nothing is sent (is its disk mounted?)")
 
 
-def _names(destination: int, backups: Sequence[Backup]) -> Iterator[str]:
-    for backup in backups:
+def _names(destination: Destination) -> Iterator[str]:
+    for backup in destination.backups:
         yield backup.name
-        if not backup.is_chain and exists(backup.name + CHECKSUM, destination):
+        if not backup.is_chain and destination.directory.holds(backup.name + CHECKSUM):
             yield backup.name + CHECKSUM
 
 
-def _nodes(name: str, within: int, above: str, depth: int = DEPTH) -> Iterator[Node]:
-    found = os.lstat(name, dir_fd=within)
+def _nodes(name: str, within: Directory, above: str, depth: int = DEPTH) -> Iterator[Node]:
+    found = within.status(name)
     path = f"{above}/{name}"
     is_directory = stat.S_ISDIR(found.st_mode)
     about = (stat.S_IMODE(found.st_mode) & 0o777, found.st_uid, found.st_gid)
@@ -91,8 +88,8 @@ def _nodes(name: str, within: int, above: str, depth: int = DEPTH) -> Iterator[N
     if depth == 0:
         raise Error(f"{path[1:]} lies deeper than anything in a backup: refused")
     yield Node(path, True, *about, 0, 0)
-    with directory(name, within) as inner:
-        for entry in os.listdir(inner):
+    with within.open(name) as inner:
+        for entry in inner.names():
             yield from _nodes(entry, inner, path, depth - 1)
 
 
@@ -164,80 +161,87 @@ def copies(snapshots: Sequence[Snapshot]) -> list[Copy]:
 
 
 def own_copies(snapshots: Sequence[Snapshot], name: str) -> list[Copy]:
-    """The copies of a destination of this machine, oldest first. ``name``: what ``name_of`` gives."""
+    """The copies of a destination of this machine, oldest first. ``name``: the path of its directory."""
     return [
         copy for copy in copies(snapshots) if (copy.name, copy.snapshot.host) == (name, restic.this_host())
     ]
 
 
-def name_of(destination: int) -> str:
-    """The path of an open destination, by which its copies are found."""
-    return os.readlink(f"/proc/self/fd/{destination}")
+class View(NamedTuple):
+    """A copy of a destination that does not change, in the open directory ``directory``.
 
+    ``name`` is the path of the destination, by which its copies are found, and ``path`` what that is
+    called in messages; ``private`` is its private directory.
+    """
 
-class View:
-    """A copy of a destination that does not change, with the lock that shows that it is in use."""
-
-    def __init__(self, destination: Destination, state: State) -> None:
-        """Make it of a locked destination in this state. Raises Busy where another process sends that."""
-        self.path = destination.path
-        self.name = name_of(destination.fd)
-        self.state = state
-        with ExitStack() as undo:
-            self._private = os.dup(destination.private)
-            undo.callback(os.close, self._private)
-            try:
-                os.mkdir(VIEW, 0o700, dir_fd=self._private)
-            except FileExistsError:
-                raise Busy(f"another process is sending {self.path} off-site: try again later") from None
-            undo.callback(remove, VIEW, self._private)
-            self.fd = os.open(VIEW, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._private)
-            undo.callback(os.close, self.fd)
-            fcntl.flock(self.fd, fcntl.LOCK_EX)
-            with naming(self.path), destination.keeping_record():
-                self._fill(destination)
-            undo.pop_all()  # from here on it is __exit__ that ends it
-
-    def _fill(self, destination: Destination) -> None:
-        names = [*_names(destination.fd, destination.backups)]
-        names += [LOG] if exists(LOG, destination.fd) else []
-        os.mkdir(TREE, 0o700, dir_fd=self.fd)
-        with directory(TREE, self.fd) as tree:
-            linked = link_tree(destination.fd, tree, 0, names)
-            copy_attributes(destination.fd, tree, linked.inodes)
+    path: str
+    name: str
+    state: State
+    directory: Directory
+    private: Directory
 
     def note_sent(self, address: str) -> None:
         """Remember that the repository has it."""
         with suppress(OSError):  # without it the repository is asked
-            with create(_SENT, self.fd) as fd:
+            with self.directory.create(_SENT) as fd:
                 write_all(fd, _sent_line(self.state, address))
-            os.rename(_SENT, _SENT, src_dir_fd=self.fd, dst_dir_fd=self._private)
+            self.directory.rename(_SENT, self.private)
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        """Remove it, once: afterwards the name may be that of another process's view."""
-        try:
-            with ExitStack() as locked:
-                with suppress(Error):  # without the lock the next backup has to read more
-                    destination = locked.enter_context(working_on(self.path, lambda text: None))
-                    locked.enter_context(destination.keeping_record())
-                with naming(self.path):
-                    remove(VIEW, self._private)
-        finally:
-            os.close(self.fd)
-            os.close(self._private)
+@contextmanager
+def viewing(destination: LockedDestination, state: State) -> Iterator[View]:
+    """A view of a locked destination in this state. The destination may be unlocked before it ends.
+
+    Raises Busy if another process sends it.
+    """
+    path = destination.path
+    with ExitStack() as opened:
+        private = opened.enter_context(destination.private.duplicate())
+        with naming(path):
+            try:
+                private.make(VIEW)
+            except FileExistsError:
+                raise Busy(f"another process is sending {path} off-site: try again later") from None
+            opened.callback(_remove_view, path, private)
+            directory = opened.enter_context(private.open(VIEW))
+            fcntl.flock(directory.fileno(), fcntl.LOCK_EX)
+            with destination.keeping_record():
+                _fill(directory, destination)
+        yield View(path, destination.directory.path(), state, directory, private)
+
+
+def _fill(view: Directory, destination: LockedDestination) -> None:
+    names = [*_names(destination)]
+    names += [LOG] if destination.directory.holds(LOG) else []
+    view.make(TREE)
+    with view.open(TREE) as tree:
+        linked = link_tree(destination.directory, tree, _is_replaced, names)
+        copy_attributes(destination.directory, tree, linked.inodes)
+
+
+def _is_replaced(name: str, found: os.stat_result) -> bool:
+    """Whether a file is only ever replaced: rdiff-backup's logs, and ours, grow where they stand."""
+    return not name.endswith((".log", LOG))
+
+
+def _remove_view(path: str, private: Directory) -> None:
+    """Remove it, under the lock, so that the record of the newest backup stays valid."""
+    with ExitStack() as locked:
+        with suppress(Error):  # without the lock the next backup has to read more
+            destination = locked.enter_context(working_on(path, lambda text: None))
+            locked.enter_context(destination.keeping_record())
+        with naming(path):
+            private.remove(VIEW)
 
 
 def _sent_line(state: State, address: str) -> bytes:
     return f"{state.digest()} {hashlib.sha256(os.fsencode(address)).hexdigest()}\n".encode()
 
 
-def _is_noted(destination: Destination, state: State, address: str) -> bool:
+def _is_noted(destination: LockedDestination, state: State, address: str) -> bool:
     try:
-        with open(open_regular(_SENT, destination.private), "rb") as file:
-            return file.read() == _sent_line(state, address)
+        with destination.private.file(_SENT) as fd:
+            return os.read(fd, 4096) == _sent_line(state, address)
     except FileNotFoundError:
         return False
 
@@ -257,7 +261,7 @@ def send(
     parent = own[-1].snapshot.id if own else None
     tags = [_name_tag(view.name), _NEWEST + format_moment(view.state.newest)]
     with messages.progress(view.state.size()) as advance:
-        added = repository.store(view.fd, TREE, tags, parent, advance)
+        added = repository.store(view.directory.fileno(), TREE, tags, parent, advance)
     view.note_sent(settings.address)
     if own and settings.keep is not None:
         try:
@@ -301,35 +305,29 @@ def _options(policy: Policy) -> list[str]:
 
 
 class Sending:
-    """Sends what a backup has stored, and what earlier runs could not send, where that is asked for."""
+    """Sends what a backup has stored, and what earlier runs could not send. Made by ``sending``."""
 
-    def __init__(self, settings: Offsite | None, messages: Messages) -> None:
+    def __init__(self, settings: Offsite | None, messages: Messages, views: ExitStack) -> None:
         self._settings = settings if settings is not None and settings.auto else None
         self._messages = messages
+        self._views = views
         self._view: View | None = None
         self._status = 0
 
-    def take(self, destination: Destination) -> None:
-        """Take a copy of the locked destination, where its state has not been sent."""
+    def take(self, destination: LockedDestination) -> None:
+        """Take a copy of the locked destination if its state has not been sent."""
         if self._settings is not None:
             with self._failing(destination.path):
-                state = examine(destination.path, destination.fd, destination.backups)
+                state = examine(destination)
                 if not _is_noted(destination, state, self._settings.address):
-                    self._view = View(destination, state)
+                    self._view = self._views.enter_context(viewing(destination, state))
 
     def finish(self) -> int:
-        """Send it. Returns an exit status; where that is not 0, it was said why."""
+        """Send it. Returns an exit status; if that is not 0, the reason has been printed."""
         if self._settings is not None and self._view is not None:
             with self._failing(self._view.path):
                 send(self._view, repository(self._settings), self._settings, self._messages)
         return self._status
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._view is not None:
-            self._view.__exit__()
 
     @contextmanager
     def _failing(self, path: str) -> Iterator[None]:
@@ -339,3 +337,10 @@ class Sending:
         except Error as error:
             self._messages.error(f"the backup was made, but not its off-site copy: {error}")
             self._status = NOT_SENT
+
+
+@contextmanager
+def sending(settings: Offsite | None, messages: Messages) -> Iterator[Sending]:
+    """Send a destination that the block works on, if the configuration asks for that."""
+    with ExitStack() as views:
+        yield Sending(settings, messages, views)

@@ -3,11 +3,10 @@
 import argparse
 
 from .arguments import add_destination, add_wait, span
-from .destination.catalog import open_destination, scan
+from .destination.reader import Destination
 from .destination.retention import Decision, Policy, decide
 from .destination.writer import working_on
 from .errors import Usage
-from .system.files import closing
 
 _COUNTS = {
     "last": "the newest N points",
@@ -48,8 +47,10 @@ def run(args: argparse.Namespace) -> int:
     if not policy.keeps_anything():
         raise Usage("no policy: say what to keep, for example --keep-daily 14")
     if args.dry_run:
-        with closing(open_destination(args.dst)) as destination:
-            for decision in decide(scan(destination), policy):
+        with Destination.open(args.dst) as destination:
+            for line in destination.broken:
+                args.messages.warning(f"{args.dst}: {line}")
+            for decision in decide(destination.backups, policy):
                 print(_line(decision))
         return 0
     with working_on(args.dst, args.messages.warning, wait=args.wait) as held:

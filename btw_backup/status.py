@@ -5,32 +5,22 @@ Its lines and exit statuses are those that Nagios and its relatives read.
 
 import argparse
 import json
-import os
-import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from . import offsite
 from .arguments import span
 from .config import load_general
-from .destination.catalog import Backup, open_destination, scan
-from .destination.writer import LOG
+from .destination.log import last_success
+from .destination.reader import Destination
 from .errors import Error, naming
 from .messages import show
 from .monitoring import CopyFacts, Facts, Report, State, as_object, exposition, judge, line, replace, worst
 from .programs import process
 from .programs.restic import Snapshot
-from .system.files import closing, open_regular
-from .times import parse_moment
+from .system.directories import Directory
 
 EXAMPLE = "btw-backup status --max-age 26h /var/backups/etc /var/backups/shop"
-
-# How much of the end of log.txt is read, in bytes.
-_TAIL = 64 * 1024
-# TIME, or the name that a tarball would have had.
-_UNCHANGED = re.compile(
-    rb"^([-:T0-9]+)(?:\.[.a-z]+)?: no change in the data to be backed up: (?:skipping|dropping)", re.MULTILINE
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,65 +77,47 @@ def _unreached(report: Report) -> Report:
 
 def _report(dst: str, now: datetime, max_age: timedelta | None, snapshots: list[Snapshot] | None) -> Report:
     try:
-        with closing(open_destination(dst)) as destination, naming("cannot be read"):
+        with Destination.open(dst) as destination, naming("cannot be read"):
             facts = examine(destination, snapshots)
     except Error as error:
         return Report(dst, State.UNKNOWN, str(error), None)
     return Report(dst, *judge(facts, now, max_age), facts)
 
 
-def examine(destination: int, snapshots: Sequence[Snapshot] | None = None) -> Facts:
-    """What an open destination holds. Raises Error or OSError where it can't be read.
+def examine(destination: Destination, snapshots: Sequence[Snapshot] | None = None) -> Facts:
+    """What a destination holds. Raises Error or OSError if it can't be read.
 
-    ``snapshots``: what the off-site repository holds, None where there is none.
+    ``snapshots``: what the off-site repository holds, None if there is none.
     """
-    backups = scan(destination)
+    backups = destination.backups
     newest = max((backup.newest for backup in backups), default=None)
-    unchanged = None if newest is None else last_unchanged(_log_tail(destination))
+    success = None if newest is None else last_success(destination.directory)
     return Facts(
         newest,
-        max((time for time in (newest, unchanged) if time is not None), default=None),
+        max((time for time in (newest, success) if time is not None), default=None),
         sum(len(backup.points) for backup in backups),
-        _used(destination),
+        _used(destination.directory),
         bool(backups) and backups[-1].interrupted,
-        None if snapshots is None else _copies(destination, backups, snapshots),
+        None if snapshots is None else _copies(destination, snapshots),
+        destination.broken,
     )
 
 
-def _copies(destination: int, backups: Sequence[Backup], snapshots: Sequence[Snapshot]) -> CopyFacts:
-    own = offsite.own_copies(snapshots, offsite.name_of(destination))
-    points = [point.time for backup in backups for point in backup.points]
+def _copies(destination: Destination, snapshots: Sequence[Snapshot]) -> CopyFacts:
+    own = offsite.own_copies(snapshots, destination.directory.path())
+    points = [chosen.point.time for chosen in destination.points()]
     unsent = [time for time in points if not own or time > own[-1].newest]
     return CopyFacts(own[-1].snapshot.time if own else None, min(unsent, default=None))
 
 
-def _log_tail(destination: int) -> bytes:
-    """The last lines of log.txt; nothing where it is no regular file."""
-    with naming(LOG):
-        try:
-            fd = open_regular(LOG, destination)
-        except (FileNotFoundError, Error):
-            return b""
-        with closing(fd):
-            start = max(os.fstat(fd).st_size - _TAIL, 0)
-            tail = os.pread(fd, _TAIL, start)
-    return tail.partition(b"\n")[2] if start else tail
-
-
-def last_unchanged(log: bytes) -> datetime | None:
-    """The time of the last line that says that a run found nothing changed; None if none does."""
-    times = [parse_moment(match[1].decode()) for match in _UNCHANGED.finditer(log)]
-    return next((time for time in reversed(times) if time is not None), None)
-
-
-def _used(destination: int) -> int:
+def _used(destination: Directory) -> int:
     """The space that everything below a destination takes, in bytes; hard links count once.
 
     What may not be read, such as the private directory where we are not root, counts as empty.
     """
     argv = ["du", "--summarize", "--block-size=1", "."]
-    with process.Program(argv, stdout=process.PIPE, cwd=destination) as program:
+    with process.Program(argv, stdout=process.PIPE, cwd=destination.fileno()) as program:
         said = program.stdout.read()
         # 1: something could not be read, or vanished meanwhile
         program.wait().check(accepted=(0, 1))
-    return int(said.split()[0]) - os.fstat(destination).st_blocks * 512
+    return int(said.split()[0]) - destination.status().st_blocks * 512

@@ -2,18 +2,18 @@
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 
 from . import offsite
 from .arguments import add_wait
 from .config import Offsite
-from .destination.catalog import open_destination, scan
+from .destination.reader import Destination
 from .destination.writer import working_on
 from .errors import BUSY, FAILED, Busy, Error, Usage, naming
 from .messages import show, size
 from .programs.restic import Repository
-from .system.files import closing
 
 EXAMPLE = "btw-backup sync /var/backups/etc /var/backups/shop"
 
@@ -57,9 +57,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _send(dst: str, repository: Repository, settings: Offsite, args: argparse.Namespace) -> None:
     started = time.monotonic()
-    with closing(open_destination(dst)) as destination:  # an empty one stays as it is
-        offsite.check_holds(dst, scan(destination))
-    with _view(dst, args) as view:
+    with Destination.open(dst) as destination:  # an empty one stays as it is
+        offsite.check_holds(destination)
+    with _view(dst, args.messages.warning, args.wait) as view:
         added = offsite.send(view, repository, settings, args.messages, replace=args.replace)
         seconds = time.monotonic() - started
         if added is None:
@@ -70,15 +70,14 @@ def _send(dst: str, repository: Repository, settings: Offsite, args: argparse.Na
 
 
 @contextmanager
-def _view(dst: str, args: argparse.Namespace) -> Iterator[offsite.View]:
+def _view(dst: str, warn: Callable[[str], None], wait: timedelta) -> Iterator[offsite.View]:
     """A view of the destination, as soon as no other run works on it, and none sends it."""
-    deadline = time.monotonic() + args.wait.total_seconds()
+    deadline = time.monotonic() + wait.total_seconds()
     with ExitStack() as later:
         while True:
             try:
-                with working_on(dst, args.messages.warning) as held:
-                    state = offsite.examine(dst, held.fd, held.backups)
-                    view = later.enter_context(offsite.View(held, state))
+                with working_on(dst, warn) as held:
+                    view = later.enter_context(offsite.viewing(held, offsite.examine(held)))
                 break
             except Busy:
                 if time.monotonic() >= deadline:
@@ -88,8 +87,8 @@ def _view(dst: str, args: argparse.Namespace) -> Iterator[offsite.View]:
 
 
 def _show(dst: str, repository: Repository) -> None:
-    with closing(open_destination(dst)) as destination:
-        state = offsite.examine(dst, destination, scan(destination))
-        own = offsite.own_copies(repository.snapshots(), offsite.name_of(destination))
+    with Destination.open(dst) as destination:
+        state = offsite.examine(destination)
+        own = offsite.own_copies(repository.snapshots(), destination.directory.path())
     unchanged = own and not offsite.differences(own[-1], repository.nodes(own[-1].snapshot.id), state)
     show(f"{'unchanged' if unchanged else 'send'} {dst} ({size(state.size())})")

@@ -5,6 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 from pytimeparse.timeparse import timeparse
 
+from .errors import Error
+
 
 def parse_span(text: str) -> timedelta:
     """The span that ``pytimeparse`` reads, such as ``24h``. Raises ValueError."""
@@ -51,3 +53,28 @@ def last_moment(text: str) -> datetime | None:
         except ValueError:
             continue
     return None
+
+
+def latest_moment(at: str, now: datetime) -> datetime:
+    """The last second that ``at`` means: a time or its beginning, or a span before ``now``. Raises Error."""
+    moment = last_moment(re.sub(r"\.t[.a-z]+$", "", at))
+    if moment is not None:
+        return moment
+    try:
+        return now - parse_span(at)
+    except (ValueError, OverflowError):
+        raise Error(
+            f"not a time: {at!r}: use what list prints, or its beginning, such as 2026-11-22, or a span: 3d"
+        ) from None
+
+
+def age(seconds: float) -> str:
+    """An age in words, rounded down: ``45s``, ``12m``, ``3h 12m``, ``5d 3h``."""
+    if seconds < 0:
+        return f"-{age(-seconds)}"
+    minutes, hours, days = (int(seconds // length) for length in (60, 3600, 86400))
+    if days:
+        return f"{days}d {hours % 24}h"
+    if hours:
+        return f"{hours}h {minutes % 60}m"
+    return f"{minutes}m" if minutes else f"{int(seconds)}s"

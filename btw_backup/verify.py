@@ -4,17 +4,18 @@ import argparse
 import bz2
 import re
 import secrets
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from . import offsite
 from .arguments import add_at, add_destination
 from .config import load_db
-from .destination import contents
-from .destination.catalog import GLOBALS, open_destination, scan
+from .destination.catalog import GLOBALS
+from .destination.contents import Content
+from .destination.reader import Destination
 from .errors import FAILED, Error, Usage
 from .programs import postgres
 from .programs.tar import listing
-from .system.files import closing
 from .times import format_moment
 
 # How many differences from an off-site copy are named.
@@ -61,16 +62,19 @@ def run(args: argparse.Namespace) -> int:
         return _verify_offsite(args)
     if args.subset is not None:
         raise Usage("--subset is for --offsite")
-    with closing(open_destination(args.dst)) as destination:
-        backups = scan(destination)
-        newest = contents.choose(backups, args.at, datetime.now(UTC))
-        points = [newest] if args.at or args.latest else contents.all_points(backups)
-        failures = 0
+    with Destination.open(args.dst) as destination:
+        for line in destination.broken:
+            args.messages.error(line)
+        failures = len(destination.broken)
+        newest = destination.choose(args.at, datetime.now(UTC))
+        points = [newest] if args.at or args.latest else destination.points()
         for chosen in points:
             time = format_moment(chosen.point.time)
             try:
-                if not contents.verify_older(destination, chosen):
-                    _verify(destination, chosen, args, restore_test=chosen == newest and args.restore_test)
+                with destination.opened(chosen) as content, args.messages.progress(content.size()) as advance:
+                    _check(content, advance)
+                    if chosen == newest and args.restore_test:
+                        _restore_test(content, args.config_dir)
             except Error as error:
                 failures += 1
                 args.messages.said(error.said)
@@ -86,9 +90,9 @@ def _verify_offsite(args: argparse.Namespace) -> int:
     if args.restore_test:
         raise Usage("--restore-test cannot be used with --offsite")
     _, repository = offsite.configured(args.config_dir)
-    with closing(open_destination(args.dst)) as destination:
-        state = offsite.examine(args.dst, destination, scan(destination))
-        own = offsite.own_copies(repository.snapshots(), offsite.name_of(destination))
+    with Destination.open(args.dst) as destination:
+        state = offsite.examine(destination)
+        own = offsite.own_copies(repository.snapshots(), destination.directory.path())
     if not own:
         raise Error(f"there is no off-site copy of {args.dst}: send it with sync")
     repository.check(args.subset)
@@ -102,44 +106,37 @@ def _verify_offsite(args: argparse.Namespace) -> int:
     return 0
 
 
-def _verify(
-    destination: int, chosen: contents.Chosen, args: argparse.Namespace, *, restore_test: bool
-) -> None:
-    """Raise Error unless the point can be read to its last byte."""
-    with contents.opened(destination, chosen) as content:
-        with args.messages.progress(content.size()) as content.advance:
-            _check(content)
-        if restore_test:
-            _restore_test(content, args.config_dir)
-
-
-def _check(content: contents.Content) -> None:
+def _check(content: Content, advance: Callable[[int], None]) -> None:
     """Raise Error unless the content is what was stored, and its own program can read all of it."""
     if content.name == GLOBALS:
         decompressor = bz2.BZ2Decompressor()
         try:
-            content.pump(decompressor.decompress)
+            content.pump(decompressor.decompress, advance)
         except OSError as error:
             raise Error(f"{content.name} is damaged: {error}") from error
         if not decompressor.eof:
             raise Error(f"{content.name} is damaged: it ends too early")
+    elif content.is_older:
+        # What has the recorded digest is what was stored, and was whole then.
+        content.pump(lambda block: None, advance)
     elif content.database() is not None:
-        content.check()
-        postgres.read_dump(content.file)
+        with content.file(advance) as dumped:
+            postgres.read_dump(dumped)
     else:
         with listing() as listed:
-            content.pump(listed.write)
+            content.pump(listed.write, advance)
 
 
-def _restore_test(content: contents.Content, config_dir: str) -> None:
-    """Restore a dump into a scratch database. Raises Error where it can't be restored."""
+def _restore_test(content: Content, config_dir: str) -> None:
+    """Restore a dump into a scratch database. Raises Error if it can't be restored."""
     database = content.database()
     if database is None:
         raise Error("--restore-test is for backups of a database")
     server = load_db(config_dir, database).server
     scratch = f"btw_backup_test_{secrets.token_hex(4)}"
-    postgres.create_database(scratch, content.file, server)
-    try:
-        postgres.restore(scratch, content.file, server)
-    finally:
-        postgres.drop_database(scratch, server)
+    with content.file() as dumped:
+        postgres.create_database(scratch, dumped, server)
+        try:
+            postgres.restore(scratch, dumped, server)
+        finally:
+            postgres.drop_database(scratch, server)

@@ -10,7 +10,8 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from .errors import Error, naming, uninterrupted
-from .system.files import directory, remove, room_on, temporary_directory
+from .system.directories import Directory
+from .system.room import room_on
 
 _PREPARED = ".fs-init."
 _STAGE = "run."
@@ -106,21 +107,21 @@ def create(config_dir: str, name: str, source: str, config_text: str) -> str:
                 file.write(config_text)
                 file.flush()
                 os.fsync(file.fileno())
-            with directory(prepared) as fd:
-                os.fsync(fd)
+            with Directory.at(prepared) as made:
+                made.sync()
             os.rename(prepared, path)
         except BaseException:
             with uninterrupted():
                 shutil.rmtree(prepared, ignore_errors=True)
             raise
-        with directory(config_dir) as fd:
-            os.fsync(fd)
+        with Directory.at(config_dir) as holding:
+            holding.sync()
     return path
 
 
 @contextmanager
-def staging(workdir: Workdir) -> Iterator[int]:
-    """A private directory, removed at the end, to stage a tarfile in: its descriptor.
+def staging(workdir: Workdir) -> Iterator[Directory]:
+    """A private directory, removed at the end, to stage a tarfile in.
 
     Runs to different destinations share the working directory, so each stages in a directory of
     its own and holds a lock on it.
@@ -129,28 +130,28 @@ def staging(workdir: Workdir) -> Iterator[int]:
     with (
         naming(workdir.staging),
         _locked(workdir) as parent,
-        temporary_directory(name, parent) as stage,
+        parent.temporary(name) as stage,
         room_on(workdir.staging, stage),
     ):
-        fcntl.flock(stage, fcntl.LOCK_EX)
-        fcntl.flock(parent, fcntl.LOCK_UN)
+        fcntl.flock(stage.fileno(), fcntl.LOCK_EX)
+        fcntl.flock(parent.fileno(), fcntl.LOCK_UN)
         yield stage
 
 
 def remove_left(workdir: Workdir) -> None:
     """Remove what killed runs have staged: the directories whose lock nobody holds."""
     with naming(workdir.staging), _locked(workdir) as parent:
-        for name in os.listdir(parent):
+        for name in parent.names():
             if name.startswith(_STAGE):
-                with directory(name, parent) as stage, suppress(BlockingIOError):
-                    fcntl.flock(stage, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    remove(name, parent)
+                with parent.open(name) as stage, suppress(BlockingIOError):
+                    fcntl.flock(stage.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    parent.remove(name)
 
 
 @contextmanager
-def _locked(workdir: Workdir) -> Iterator[int]:
+def _locked(workdir: Workdir) -> Iterator[Directory]:
     """The open staging directory, made when missing, while no other run begins to stage."""
     os.makedirs(workdir.staging, mode=0o700, exist_ok=True)
-    with directory(workdir.staging) as parent:
-        fcntl.flock(parent, fcntl.LOCK_EX)
+    with Directory.at(workdir.staging) as parent:
+        fcntl.flock(parent.fileno(), fcntl.LOCK_EX)
         yield parent

@@ -1,7 +1,6 @@
 """The stream that tar makes, read and compared block by block."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -9,8 +8,9 @@ from typing import IO, cast
 
 from ..errors import Error
 from ..programs import process
-from ..programs.compressors import Stream, decompressed
+from ..programs.compressors import decompressed
 from ..programs.tar import Source, tar_command
+from ..system.directories import Directory
 from ..system.files import BLOCK
 
 # tar ends an archive with two blocks of zeros; one that it gave up lacks them.
@@ -29,7 +29,11 @@ class Archive:
         self.result = process.Result("tar", 0, "")
 
     def blocks(self) -> Iterator[bytes]:
-        """What is left of the stream."""
+        """What is left of the stream, and then how tar ended, as ``result``.
+
+        The result's status is 0; 1: files changed or vanished meanwhile; or 2: some could not be
+        read. What tar printed of each is in the result. Raises Error unless the archive is whole.
+        """
         read = self._program.stdout.read
         while block := read(BLOCK):
             self.size += len(block)
@@ -38,20 +42,13 @@ class Archive:
                 self._hash.update(block)
             self._tail = (self._tail + block)[-len(_END) :] if len(block) < len(_END) else block[-len(_END) :]
             yield block
-
-    def digest(self) -> str:
-        """The SHA-256 of all that was read, ``-`` where it was not wanted."""
-        return "-" if self._hash is None else self._hash.hexdigest()
-
-    def finish(self) -> None:
-        """Wait for tar, when all is read, and keep its result. Raises Error unless the archive is whole.
-
-        The result's status is 0; 1: files changed or vanished meanwhile; or 2: some could not be
-        read. What tar says of each is in the result.
-        """
         self.result = self._program.wait().check((0, 1, 2))
         if self._tail != _END or "not recoverable" in self.result.said:
             raise Error("tar did not finish the archive", said=self.result.said)
+
+    def digest(self) -> str | None:
+        """The SHA-256 of all that was read, None if it was not wanted."""
+        return None if self._hash is None else self._hash.hexdigest()
 
 
 @contextmanager
@@ -60,42 +57,60 @@ def archiving(source: Source, *, digested: bool, advance: Callable[[int], None])
 
     ``digested``: what is read is hashed; ``advance`` is called with the size of each block.
     """
-    fd = os.open(source.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with process.Program(tar_command(source), stdout=process.PIPE, cwd=fd) as program:
-            process.widen(program.stdout)
-            yield Archive(program, digested, advance)
-    finally:
-        os.close(fd)
+    with (
+        Directory.at(source.directory) as top,
+        process.Program(tar_command(source), stdout=process.PIPE, cwd=top.fileno()) as program,
+    ):
+        process.widen(program.stdout)
+        yield Archive(program, digested, advance)
 
 
-def first_names(archive: Stream, members: Sequence[str]) -> set[str]:
+class _Reader:
+    """Blocks as tarfile reads them."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self._left = b""
+
+    def read(self, size: int) -> bytes:
+        while len(self._left) < size and (block := next(self._blocks, b"")):
+            self._left += block
+        taken, self._left = self._left[:size], self._left[size:]
+        return taken
+
+
+def first_names(archive: Iterator[bytes], members: Sequence[str]) -> set[str]:
     """What must be unpacked besides those members: the names under which hard-linked files are stored.
 
     An archive holds the content of such a file under the first of its names only. Raises
-    tarfile.TarError where the archive is damaged.
+    Error if the archive is damaged, or leads out of the directory that it is unpacked in.
     """
     import tarfile  # slow to import, and no backup needs it
 
-    with tarfile.open(fileobj=cast(IO[bytes], archive), mode="r|") as headers:
-        links = [entry for entry in headers if entry.islnk()]
+    try:
+        with tarfile.open(fileobj=cast(IO[bytes], _Reader(archive)), mode="r|") as headers:
+            links = [entry for entry in headers if entry.islnk()]
+    except tarfile.TarError as error:
+        raise Error(str(error)) from error
     wanted = {entry.linkname for entry in links if _is_among(entry.name, members)}
-    return {name for name in wanted if not _is_among(name, members)}
+    extra = {name for name in wanted if not _is_among(name, members)}
+    for name in extra:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise Error(f"it holds a hard link to {name}, which lies outside: refused")
+    return extra
 
 
 def _is_among(name: str, members: Sequence[str]) -> bool:
     return any(name == member or name.startswith(f"{member}/") for member in members)
 
 
-def changed_stream(archive: Archive, previous: tuple[int, str] | None) -> Iterator[bytes] | None:
-    """The whole archive, where it is not what the previous one holds; None where it is.
+def changed_blocks(archive: Archive, previous: tuple[int, str]) -> Iterator[bytes] | None:
+    """The whole archive if it is not what the previous one holds; None if it is.
 
     ``previous`` is an open tarball and how it is compressed. As long as both agree nothing is
     kept; what is known to be equal then comes from the previous one.
     """
     blocks = archive.blocks()
-    if previous is None:
-        return blocks
     with decompressed(*previous) as old:
         for block in blocks:
             if block != old.read(len(block)):

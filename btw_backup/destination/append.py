@@ -1,147 +1,181 @@
-"""Adding a point to a destination: to its latest chain, or in a new one."""
+"""Adding a point to a destination: to its latest chain, in a new chain, or as a tarball."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import datetime
+from typing import NamedTuple, Self
 
-from ..errors import Error, naming
-from ..system.files import directory, exchange, is_full, publish, remove, room_on
+from ..errors import Error, naming, uninterrupted
+from ..messages import size
+from ..system.directories import Directory
+from ..system.room import room_on
 from ..system.trees import finish_tree
 from ..times import format_moment
-from . import chain, extension
-from .catalog import Backup, Limits, Stored, full_backup_due, scan
+from . import chain
+from .catalog import ENDING_OF, Limits, full_backup_due
 from .lock import REPLACED
-from .writer import Destination
+from .sizes import remember_size
+from .working_chain import working_chain
+from .writer import LockedDestination
 
-Store = Callable[[], Stored]
+_PREPARED = "tarball"
 
 
-@contextmanager
-def adding(destination: Destination, stage: int, at: datetime, limits: Limits) -> Iterator[Store]:
-    """Add a point: the one file in the open directory ``stage``, once what this yields is called.
+class Stored(NamedTuple):
+    """What a run added. ``size`` is what it added to the destination, in bytes."""
 
-    What can be done while that file is still written is done at once, and may raise Error at once.
-    Leaving the block without the call adds nothing.
+    kind: str
+    time: datetime
+    size: int
+
+
+def summary(stored: Stored | None, of: int, seconds: float) -> str:
+    """The closing line of a backup of ``of`` bytes; None: nothing had changed."""
+    if stored is None:
+        compared = f"{size(of)} compared, " if of else ""
+        return f"nothing has changed: {compared}{seconds:.1f} s"
+    time = format_moment(stored.time)
+    return f"{stored.kind} {time}: {size(stored.size)} stored of {size(of)}, {seconds:.1f} s"
+
+
+class NewPoint:
+    """A point of a chain, being added: the file ``name`` in the directory ``stage``, as it is at ``commit``.
+
+    Leaving the ``with`` block without ``commit`` adds nothing.
     """
-    with ExitStack() as running:
-        with naming(destination.path):
-            store = running.enter_context(_way(destination, stage, at, limits))
 
-        def finish() -> Stored:
-            with naming(destination.path), room_on(destination.path, destination.run):
-                stored = store()
-                destination.backups = scan(destination.fd)
-            return stored
+    def __init__(
+        self, destination: LockedDestination, stage: Directory, name: str, at: datetime, limits: Limits
+    ) -> None:
+        self._destination = destination
+        self._stage = stage
+        self._name = name
+        self._at = at
+        latest = destination.latest_chain()
+        self._extended = None if full_backup_due(latest, at, limits) else latest
+        newest = destination.newest()
+        # The chain that nothing can be added to, and why.
+        self._broken = newest.name if newest is not None and newest.interrupted else None
+        self._running = ExitStack()
 
-        yield finish
-
-
-def _way(destination: Destination, stage: int, at: datetime, limits: Limits) -> AbstractContextManager[Store]:
-    """How the next point is stored."""
-    newest = destination.backups[-1] if destination.backups else None
-    if newest is not None and newest.interrupted:
-        return _beginning_instead(destination, stage, at, newest.name)
-    latest = destination.latest_chain()
-    if latest is None or full_backup_due(latest, at, limits):
-        return _beginning(destination, stage, at)
-    return _extending_if_usable(destination, stage, at, latest)
-
-
-@contextmanager
-def _beginning(destination: Destination, stage: int, at: datetime) -> Iterator[Store]:
-    """Make a new chain. Never raises Unusable: that is said of older ones."""
-    name = format_moment(at)
-    with extension.beginning(stage, destination.run, name, at) as finish:
-
-        def store() -> Stored:
-            try:
-                finish()
-            except Error as error:  # of a disk that was full it need not say so, and by now there is room
-                raise Error(f"{error} (in {destination.path})", said=error.said) from error
-            with directory(name, destination.run) as made:
-                size = finish_tree(made, *destination.owner, set())
-            publish(name, destination.run, name, destination.fd)
-            os.fsync(destination.fd)
-            return Stored("full", at, size)
-
-        yield store
-
-
-@contextmanager
-def _beginning_instead(destination: Destination, stage: int, at: datetime, broken: str) -> Iterator[Store]:
-    """Make a new chain, and say that nothing can be added to the broken one."""
-    with _beginning(destination, stage, at) as begin:
-
-        def store() -> Stored:
-            stored = begin()
-            text = f"cannot add to the chain {broken}: started a new one; the old one is kept as it is"
-            destination.note(f"{format_moment(at)}: {text}")
-            destination.warn(f"{destination.path}: {text}")
-            return stored
-
-        yield store
-
-
-@contextmanager
-def _extending(destination: Destination, stage: int, at: datetime, extended: Backup) -> Iterator[Store]:
-    """Add to a chain. Raises Unusable where that can't be done."""
-    name = extended.name
-    with (
-        directory(name, destination.fd) as visible,
-        extension.extending(visible, stage, destination.run, name, at) as finish,
-    ):
-
-        def store() -> Stored:
-            linked = finish()
-            before = linked.size - chain.mirror_size(visible)
-            with directory(name, destination.run) as made:
-                size = finish_tree(made, *destination.owner, linked.inodes)
-                added = size - chain.mirror_size(made) - before
-            if not exchange(name, destination.run, name, destination.fd):
-                _replace(destination, name)
-            os.fsync(destination.fd)
-            return Stored("incremental", at, added)
-
-        yield store
-
-
-@contextmanager
-def _extending_if_usable(
-    destination: Destination, stage: int, at: datetime, latest: Backup
-) -> Iterator[Store]:
-    """Add to the latest chain, or make a new one where that can't be done and the disk is not full."""
-    with ExitStack() as running:
-
-        def begin_instead(error: chain.Unusable) -> Store:
-            if is_full(destination.run):
-                raise error
-            running.close()  # what was made in vain goes first: its room may be needed
-            broken = f"{latest.name} ({error})"
-            return running.enter_context(_beginning_instead(destination, stage, at, broken))
-
+    def __enter__(self) -> Self:
+        """Do at once what can be done before the file is there: copy the chain, start rdiff-backup."""
         try:
-            prepared = running.enter_context(_extending(destination, stage, at, latest))
-        except chain.Unusable as error:
-            prepared = begin_instead(error)
-
-        def store() -> Stored:
-            try:
-                return prepared()
-            except chain.Unusable as error:
-                return begin_instead(error)()
-
-        yield store
-
-
-def _replace(destination: Destination, name: str) -> None:
-    """Exchange by two renames; a run that comes after a kill between them finishes the work."""
-    os.mkdir(REPLACED, 0o700, dir_fd=destination.private)
-    with directory(REPLACED, destination.private) as aside:
-        os.rename(name, name, src_dir_fd=destination.fd, dst_dir_fd=aside)
-        try:
-            publish(name, destination.run, name, destination.fd)
+            with naming(self._destination.path):
+                try:
+                    self._prepare()
+                except chain.Unusable as error:
+                    self._begin_instead(error)
         except BaseException:
-            publish(name, aside, name, destination.fd)
+            self._running.close()
             raise
-    remove(REPLACED, destination.private)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running.close()
+
+    def commit(self) -> Stored:
+        """Store the point: checked, on the disk, and visible. Raises Error, and then nothing has happened."""
+        destination = self._destination
+        with naming(destination.path), room_on(destination.path, destination.run):
+            try:
+                stored = self._store()
+            except chain.Unusable as error:
+                self._begin_instead(error)
+                stored = self._store()
+            destination.rescan()
+            if self._broken is not None:
+                text = (
+                    f"cannot add to the chain {self._broken}: started a new one; the old one is kept as it is"
+                )
+                destination.note(f"{format_moment(self._at)}: {text}")
+                destination.warn(f"{destination.path}: {text}")
+            return stored
+
+    def _prepare(self) -> None:
+        """Make the working chain: of the one that is extended, or a new one."""
+        destination = self._destination
+        visible = None
+        if self._extended is not None:
+            visible = self._running.enter_context(destination.directory.open(self._extended.name))
+        self._visible = visible
+        self._chain_name = format_moment(self._at) if self._extended is None else self._extended.name
+        self._working, self._add = self._running.enter_context(
+            working_chain(self._stage, self._name, destination.run, self._chain_name, self._at, visible)
+        )
+
+    def _begin_instead(self, error: chain.Unusable) -> None:
+        """Begin a new chain if the latest can't be extended, unless the disk is full."""
+        destination = self._destination
+        if self._extended is None:  # rdiff-backup may fail on a full disk without saying so: add the path
+            raise Error(f"{error} (in {destination.path})", said=error.said) from error
+        if destination.run.is_full():
+            raise error
+        self._running.close()  # what was made in vain goes first: its room may be needed
+        self._broken = f"{self._extended.name} ({error})"
+        self._extended = None
+        self._prepare()
+
+    def _store(self) -> Stored:
+        destination = self._destination
+        self._add()
+        made, linked = self._working.directory, self._working.linked
+        total = finish_tree(made, *destination.owner, linked.inodes)
+        if self._visible is None:
+            destination.run.publish(self._chain_name, destination.directory)
+            destination.directory.sync()
+            return Stored("full", self._at, total)
+        before = linked.size - chain.mirror_size(self._visible)
+        added = total - chain.mirror_size(made) - before
+        if not destination.run.exchange(self._chain_name, destination.directory):
+            _replace(destination, self._chain_name)
+        destination.directory.sync()
+        return Stored("incremental", self._at, added)
+
+
+def _replace(destination: LockedDestination, name: str) -> None:
+    """Exchange by two renames; a run that comes after a kill between them finishes the work."""
+    destination.private.make(REPLACED)
+    with destination.private.open(REPLACED) as aside:
+        destination.directory.rename(name, aside)
+        try:
+            destination.run.publish(name, destination.directory)
+        except BaseException:
+            aside.publish(name, destination.directory)
+            raise
+        destination.directory.sync()  # before the old chain goes
+    destination.private.remove(REPLACED)
+
+
+class NewTarball:
+    """A tarball, being added: what is in ``file``, an open new file, at ``commit``.
+
+    Leaving the ``with`` block without ``commit`` adds nothing.
+    """
+
+    def __init__(self, destination: LockedDestination, at: datetime, compression: str) -> None:
+        self._destination = destination
+        self._at = at
+        self._name = format_moment(at) + ENDING_OF[compression]
+        self._running = ExitStack()
+
+    def __enter__(self) -> Self:
+        with naming(self._destination.path):
+            self.file = self._running.enter_context(self._destination.run.create(_PREPARED))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running.close()
+
+    def commit(self, size: int) -> Stored:
+        """Store it. ``size``: of the archive in it, in bytes. Raises Error, and then nothing has happened."""
+        destination = self._destination
+        with naming(destination.path):
+            remember_size(self.file, size)
+            os.fchown(self.file, *destination.owner)
+            os.fsync(self.file)
+            with uninterrupted(), destination.paired(self._name, self.file):
+                destination.run.publish(_PREPARED, destination.directory, self._name)
+                destination.directory.sync()
+            destination.rescan()
+        return Stored("tarball", self._at, os.fstat(self.file).st_size)

@@ -3,13 +3,12 @@
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from ..errors import Error, naming
-from ..messages import size
-from ..system.files import directory, open_regular
+from ..errors import Error
+from ..system.directories import Directory
 from ..times import format_moment, parse_moment
 from . import chain
 
@@ -27,10 +26,10 @@ _TARBALL = re.compile(r"([^.]+)(\.[.a-z]+)")
 
 
 class Point(NamedTuple):
-    """One moment that can be restored. ``stamp`` is rdiff-backup's name of it, empty for a tarball."""
+    """One moment that can be restored. ``stamp`` is rdiff-backup's name of it, None for a tarball."""
 
     time: datetime
-    stamp: str
+    stamp: str | None
 
 
 class Backup(NamedTuple):
@@ -51,21 +50,11 @@ class Backup(NamedTuple):
         return max(point.time for point in self.points)
 
 
-class Stored(NamedTuple):
-    """What a run added. ``size`` is what it added to the destination, in bytes."""
+class Catalog(NamedTuple):
+    """The backups of a destination, oldest first, and of each that can't be read what is wrong with it."""
 
-    kind: str
-    time: datetime
-    size: int
-
-
-def summary(stored: Stored | None, of: int, seconds: float) -> str:
-    """The closing line of a backup of ``of`` bytes; None: nothing had changed."""
-    if stored is None:
-        compared = f"{size(of)} compared, " if of else ""
-        return f"nothing has changed: {compared}{seconds:.1f} s"
-    time = format_moment(stored.time)
-    return f"{stored.kind} {time}: {size(stored.size)} stored of {size(of)}, {seconds:.1f} s"
+    backups: tuple[Backup, ...]
+    broken: tuple[str, ...] = ()
 
 
 class Limits(NamedTuple):
@@ -84,25 +73,26 @@ def full_backup_due(chain: Backup | None, now: datetime, limits: Limits) -> bool
     )
 
 
-def open_destination(path: str) -> int:
-    """Open the directory of backups. Raises Error where there is none."""
-    try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise Error(f"the destination does not exist: {path}: create it, or mount its disk") from None
-    except NotADirectoryError:
-        raise Error(f"the destination is not a directory: {path}") from None
-    except OSError as error:
-        raise Error(f"cannot open the destination: {path}: {error.strerror}") from error
+def scan(directory: Directory) -> Catalog:
+    """What a destination holds. What is not a backup is passed over."""
+    backups, broken = [], []
+    for name in sorted(directory.names()):
+        try:
+            backup = _examine(name, directory)
+        except FileNotFoundError:  # a chain was exchanged, or a backup removed meanwhile
+            continue
+        except Error as error:
+            broken.append(str(error))
+            continue
+        except OSError as error:
+            broken.append(f"{name}: {error.strerror or error}")
+            continue
+        if backup is not None:
+            backups.append(backup)
+    return Catalog(tuple(backups), tuple(broken))
 
 
-def scan(destination: int) -> list[Backup]:
-    """The backups in an open destination, oldest first. What is not a backup is passed over."""
-    found = [backup for entry in os.scandir(destination) if (backup := _examine(entry, destination))]
-    return sorted(found, key=lambda backup: backup.name)
-
-
-def listing(backups: Sequence[Backup]) -> list[str]:
+def listing(backups: Iterable[Backup]) -> list[str]:
     """The lines that ``list`` prints."""
     lines = []
     for backup in backups:
@@ -113,34 +103,31 @@ def listing(backups: Sequence[Backup]) -> list[str]:
 
 def is_tarball(name: str) -> bool:
     """Whether this is what a tarball is called."""
+    return _tarball_time(name) is not None
+
+
+def _tarball_time(name: str) -> datetime | None:
     match = _TARBALL.fullmatch(name)
-    return match is not None and match[2] in ENDINGS and parse_moment(match[1]) is not None
+    return parse_moment(match[1]) if match is not None and match[2] in ENDINGS else None
 
 
-def _examine(entry: os.DirEntry[str], destination: int) -> Backup | None:
-    if (time := parse_moment(entry.name)) is not None:
-        return _examine_chain(entry.name, time, destination) if _is(entry, stat.S_IFDIR) else None
-    if not is_tarball(entry.name) or not _is(entry, stat.S_IFREG):
+def _examine(name: str, directory: Directory) -> Backup | None:
+    if (time := parse_moment(name)) is not None:
+        return _examine_chain(name, time, directory) if directory.holds_directory(name) else None
+    time = _tarball_time(name)
+    if time is None or not stat.S_ISREG(directory.status(name).st_mode):
         return None
-    time = parse_moment(entry.name.partition(".")[0])
-    return None if time is None else Backup(entry.name, False, (Point(time, ""),))
+    return Backup(name, False, (Point(time, None),))
 
 
-def _is(entry: os.DirEntry[str], kind: int) -> bool:
-    is_kind = entry.is_dir if kind == stat.S_IFDIR else entry.is_file
-    return is_kind(follow_symlinks=False)
-
-
-def _examine_chain(name: str, time: datetime, destination: int) -> Backup | None:
-    try:
-        with directory(name, destination) as top, directory(chain.DATA, top) as data:
-            state = chain.read_state(os.listdir(data))
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError:  # what O_NOFOLLOW gives for a link
-        raise Error(f"{name}/{chain.DATA} is not a directory: refused") from None
-    except OSError as error:
-        raise Error(f"{name}: {error.strerror}") from error
+def _examine_chain(name: str, time: datetime, directory: Directory) -> Backup | None:
+    with directory.open(name) as top:
+        if not top.holds(chain.DATA):
+            return None
+        if not top.holds_directory(chain.DATA):
+            raise Error(f"{name}/{chain.DATA} is not a directory: refused")
+        with top.open(chain.DATA) as data:
+            state = chain.read_state(data.names())
     if not state.stamps:
         return None
     # The full backup goes by the chain's name, whatever second rdiff-backup took for it.
@@ -149,20 +136,43 @@ def _examine_chain(name: str, time: datetime, destination: int) -> Backup | None
     return Backup(name, True, tuple(points), state.interrupted)
 
 
-def checksum(name: str, destination: int) -> str | None:
+def checksum(name: str, directory: Directory) -> str | None:
     """The SHA256 stored beside a tarball that is not compressed: only that finds a flipped bit in it."""
     try:
-        fd = open_regular(name + CHECKSUM, destination)
+        with directory.file(name + CHECKSUM) as fd:
+            match = re.match(rb"[0-9a-f]{64}\b", os.read(fd, 65))
     except FileNotFoundError:
         return None
-    with open(fd, "rb") as file:
-        match = re.match(rb"[0-9a-f]{64}\b", file.read(64))
     if match is None:
         raise Error(f"{name}{CHECKSUM} is damaged")
     return match[0].decode()
 
 
-def mirror_of(backup: Backup, destination: int) -> str | None:
-    """The name of the file that a chain backs up."""
-    with naming(backup.name), directory(backup.name, destination) as top:
-        return chain.mirror_name(top)
+class Chosen(NamedTuple):
+    """A point, and the backup that it belongs to."""
+
+    backup: Backup
+    point: Point
+
+
+def all_points(backups: Iterable[Backup]) -> list[Chosen]:
+    """Every point, oldest first."""
+    found = [Chosen(backup, point) for backup in backups for point in backup.points]
+    return sorted(found, key=lambda chosen: chosen.point.time)
+
+
+def choose(backups: Sequence[Backup], at: str | None, latest: datetime | None) -> Chosen:
+    """The newest point, or the newest one not later than ``latest``, which is what ``at`` means.
+
+    Raises Error if there is no such point.
+    """
+    points = all_points(backups)
+    if not points:
+        raise Error("the destination holds no backups")
+    if latest is None:
+        return points[-1]
+    for chosen in reversed(points):
+        if chosen.point.time <= latest:
+            return chosen
+    oldest = format_moment(points[0].point.time)
+    raise Error(f"there is no point as old as {at}: the oldest is {oldest}")

@@ -1,34 +1,44 @@
-"""A chain: a full backup and its incrementals, kept by rdiff-backup in one directory.
+"""A chain: a full backup and its incrementals, in one directory that rdiff-backup keeps.
 
-What is known of rdiff-backup was found by experiment with version 2.2.2.
+This module owns what is known of the names and the metadata in it, found by experiment with
+rdiff-backup 2.2.2: it is read without starting rdiff-backup, which takes 0.1 s each time.
 """
 
 import gzip
 import os
 import re
+import stat
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from ..errors import Error
-from ..programs import process
-from ..system.files import directory, open_regular
-from ..system.trees import link_tree
+from ..system.directories import Directory
 
 DATA = "rdiff-backup-data"
-RESTORED = "restored"
-_TEMPORARY = "rdiff-backup.tmp."
+INCREMENTS = "increments"
+_TEMPORARY = re.compile(r"rdiff-backup\.tmp\.\d+")
 
 # Below this size a copy costs no more than a link.
-LINKABLE = 64 * 1024
+_LINKABLE = 64 * 1024
 
 _STAMP = r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:Z|[+-]\d\d:\d\d))"
+_LAST_STAMP = re.compile(rf".*\.{_STAMP}\.", re.DOTALL)
 _INCREMENT = re.compile(rf"increments\.{_STAMP}\.dir")
 _MARKER = re.compile(rf"current_mirror\.{_STAMP}\.data")
-# What rdiff-backup itself records of a directory with one file.
 _METADATA = re.compile(rf"mirror_metadata\.{_STAMP}\.(?:snapshot|diff)(?:\.gz)?")
+_OTHER_METADATA = re.compile(
+    rf"(?:access_control_lists|extended_attributes)\.{_STAMP}\.(?:snapshot|diff)(?:\.gz)?"
+)
+_LOGS = re.compile(
+    rf"(?:backup|restore)\.log|(?:error_log|file_statistics|session_statistics)\.{_STAMP}\.data(?:\.gz)?"
+)
+# They say how names are changed for file systems that can't hold all; here nothing is changed.
+_ALWAYS_EMPTY = ("chars_to_quote", "special_escapes")
+# How the content of a file at an older point is stored: as it was, or as a difference.
+_VERSION = re.compile(rf"\.{_STAMP}\.(?:snapshot|diff|missing)(?:\.gz)?")
 _FILE = re.compile(rb"^  Size (\d{1,18})\n(?:  .*\n){0,9}?  SHA1Digest ([0-9a-f]{40})$", re.MULTILINE)
 _METADATA_LIMIT = 1 << 20
 
@@ -38,7 +48,7 @@ class Unusable(Error):
 
 
 class State(NamedTuple):
-    """What the names under ``rdiff-backup-data`` say.
+    """What the names under ``rdiff-backup-data`` tell.
 
     ``stamps``: rdiff-backup's own names of the points, oldest first. ``interrupted``: it was
     killed while it added a point, so the mirror may be half of one and half of the other.
@@ -53,23 +63,33 @@ def moment(stamp: str) -> datetime:
     return datetime.fromisoformat(stamp).astimezone(UTC)
 
 
-def _stamped(pattern: re.Pattern[str], names: list[str]) -> dict[str, str]:
-    """The names that match, by their stamps. One whose stamp is no time is not rdiff-backup's."""
-    found = {}
-    for name in names:
-        if match := pattern.fullmatch(name):
-            with suppress(ValueError, OverflowError):
-                moment(match[1])
-                found[match[1]] = name
-    return found
+def is_stamp(stamp: str) -> bool:
+    """Whether the time that a stamp names exists."""
+    try:
+        moment(stamp)
+    except (ValueError, OverflowError):
+        return False
+    return True
 
 
-def read_state(names: list[str]) -> State:
+def stamp_of(name: str) -> str | None:
+    """The stamp in the name of a file under ``rdiff-backup-data``; None if there is none."""
+    match = _LAST_STAMP.match(name)  # the name of a database may look like one, too
+    return match[1] if match and is_stamp(match[1]) else None
+
+
+def _stamped(pattern: re.Pattern[str], names: Iterable[str]) -> dict[str, str]:
+    """The names that match, by their stamps."""
+    matches = [match for name in names if (match := pattern.fullmatch(name))]
+    return {match[1]: match[0] for match in matches if is_stamp(match[1])}
+
+
+def read_state(names: Iterable[str]) -> State:
     """Derive the points from the names in ``rdiff-backup-data``.
 
-    This agrees with ``rdiff-backup list increments`` wherever that is right, without the 0.1 s
-    that each start of it takes.
+    This agrees with ``rdiff-backup list increments`` wherever that is right.
     """
+    names = list(names)
     markers = sorted(_stamped(_MARKER, names), key=moment)
     if not markers:
         return State((), False)
@@ -77,20 +97,30 @@ def read_state(names: list[str]) -> State:
     return State(tuple(sorted(stamps, key=moment)), len(markers) > 1)
 
 
-def mirror_name(chain: int) -> str | None:
-    """The name of the one file that the chain backs up, None where there is not just one."""
-    # A killed rdiff-backup leaves rdiff-backup.tmp.N.
-    names = [name for name in os.listdir(chain) if name != DATA and not name.startswith(_TEMPORARY)]
+def is_temporary(name: str) -> bool:
+    """Whether a killed rdiff-backup has left this: a file, or a directory of odd things to try."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def mirror_name(chain: Directory) -> str | None:
+    """The name of the one file that the chain backs up, None if there is not just one."""
+    names = [name for name in chain.names() if name != DATA and not is_temporary(name)]
     return names[0] if len(names) == 1 else None
 
 
-def open_temporary(chain: int) -> int | None:
-    """A descriptor of the file that is to become the mirror, None where rdiff-backup writes none yet."""
-    for name in os.listdir(chain):
-        if name.startswith(_TEMPORARY):
-            with suppress(FileNotFoundError):  # renamed meanwhile
-                return open_regular(name, chain)
-    return None
+def mirror_size(chain: Directory) -> int:
+    """The size of the file that the chain backs up, as it is at the newest point, in bytes."""
+    name = mirror_name(chain)
+    return 0 if name is None else chain.status(name).st_size
+
+
+def is_linkable(name: str, found: os.stat_result) -> bool:
+    """Whether a working copy of a chain may share this file with it.
+
+    Metadata and logs never are shared: rdiff-backup does what the first say, and appends to the latter.
+    """
+    copied = (_METADATA, _OTHER_METADATA, _LOGS)
+    return found.st_size >= _LINKABLE and not any(pattern.fullmatch(name) for pattern in copied)
 
 
 class Recorded(NamedTuple):
@@ -100,28 +130,21 @@ class Recorded(NamedTuple):
     digest: str
 
 
-def recorded_digest(chain: int, stamp: str) -> str | None:
-    """The SHA1 that rdiff-backup recorded of the file at a point, None where there is none."""
-    found = recorded(chain, stamp)
-    return None if found is None else found.digest
+def recorded(data: Directory, stamp: str) -> Recorded | None:
+    """What rdiff-backup recorded of the file at a point, None if there is nothing.
 
-
-def recorded(chain: int, stamp: str) -> Recorded | None:
-    """What rdiff-backup recorded of the file at a point, None where there is nothing.
-
-    Metadata of older points are differences to the next newer one that says anything of the file.
+    Metadata of older points are differences to the next newer one that tells anything of the file.
     """
-    with directory(DATA, chain) as data:
-        names = _stamped(_METADATA, os.listdir(data))
-        for newer in sorted((s for s in names if moment(s) >= moment(stamp)), key=moment):
-            if match := _FILE.search(_read_metadata(data, names[newer])):
-                return Recorded(int(match[1]), match[2].decode())
+    names = _stamped(_METADATA, data.names())
+    for newer in sorted((s for s in names if moment(s) >= moment(stamp)), key=moment):
+        if match := _FILE.search(_read_metadata(data, names[newer])):
+            return Recorded(int(match[1]), match[2].decode())
     return None
 
 
-def _read_metadata(data: int, name: str) -> bytes:
-    """The text of a metadata file. Raises Unusable where it is damaged or far too large."""
-    with open(open_regular(name, data), "rb") as raw:
+def _read_metadata(data: Directory, name: str) -> bytes:
+    """The text of a metadata file. Raises Unusable if it is damaged or far too large."""
+    with open(data.open_file(name), "rb") as raw:
         try:
             text = (gzip.open(raw) if name.endswith(".gz") else raw).read(_METADATA_LIMIT + 1)
         except (OSError, EOFError, zlib.error) as error:
@@ -131,77 +154,88 @@ def _read_metadata(data: int, name: str) -> bytes:
     return text
 
 
-def restore(within: int, name: str, stamp: str, target: int) -> None:
-    """Restore a point of the chain ``name`` to a new directory ``restored`` in ``target``.
+def open_version(increments: Directory, name: str, stamp: str) -> tuple[int, str] | None:
+    """The file that leads from the next newer content of ``name`` to that at a point, open, and its ending.
 
-    rdiff-backup gives status 0 also for damaged content, so compare with ``recorded_digest``.
+    None if there is none: rdiff-backup stores nothing for a file that has not changed.
     """
-    # Otherwise it opens a log in the chain, which may lie on a read-only disk.
-    argv = ["-v0", "--terminal-verbosity", "2", "restore", "--at", stamp]
-    argv += [name, f"/proc/self/fd/{target}/{RESTORED}"]
-    with started(argv, within, target) as program:
-        ended(program).check()
+    for ending in ("diff.gz", "snapshot.gz", "diff", "snapshot", "missing"):
+        with suppress(FileNotFoundError):
+            return increments.open_file(f"{name}.{stamp}.{ending}"), ending
+    return None
 
 
-def verify(within: int, name: str, stamp: str) -> None:
-    """Have rdiff-backup compare a point with its recorded digest. Raises Error where it differs."""
-    argv = ["rdiff-backup", "--new", "-v0", "--terminal-verbosity", "2", "verify", "--at", stamp, name]
-    result = process.run(argv, cwd=within)
-    if result.status != 0:
-        raise Error(f"rdiff-backup cannot verify {name} at {stamp}", said=result.said)
+def check(chain: Directory) -> None:
+    """Raise Error unless a chain holds only what rdiff-backup 2.0 to 2.2 writes for one of ours.
 
-
-def repaired_copy(chain: int, within: int, name: str) -> None:
-    """Make a copy of an interrupted chain, brought back to its last point, without touching it."""
-    os.mkdir(name, 0o700, dir_fd=within)
-    with directory(name, within) as copied:
-        link_tree(chain, copied, LINKABLE)
-        with directory(DATA, copied) as data:
-            check_metadata(data, mirror_name(copied))
-            with started(["-v2", "regress", name], within, within) as program:
-                result = ended(program)
-            if result.status in (0, 2):
-                return
-            # Killed before it wrote any increment: it finds nothing to do, and does nothing else.
-            markers = sorted((m[1], m[0]) for n in os.listdir(data) if (m := _MARKER.fullmatch(n)))
-            for _, marker in markers[1:]:
-                os.unlink(marker, dir_fd=data)
-
-
-def mirror_size(chain: int) -> int:
-    """The size of the file that the chain backs up, as it is at the newest point, in bytes."""
-    name = mirror_name(chain)
-    return 0 if name is None else os.lstat(name, dir_fd=chain).st_size
-
-
-def started(argv: Sequence[str], cwd: int, writable: int, stdin: int = process.DEVNULL) -> process.Program:
-    """A running rdiff-backup, with its temporary files in the open directory ``writable``."""
-    env = {"TMPDIR": f"/proc/self/fd/{writable}"}
-    argv = ["rdiff-backup", "--new", *argv]
-    return process.Program(argv, stdin=stdin, cwd=cwd, pass_fds=[writable], env=env)
-
-
-def ended(program: process.Program, meanwhile: Callable[[], None] | None = None) -> process.Result:
-    """How it ended, with what it said in short; ``meanwhile`` as in ``Program.wait``."""
-    result = program.wait(meanwhile)
-    # It shows its own tracebacks, as on a full disk: their last line says it all.
-    head, traceback, trace = result.said.partition("Traceback (most recent call last):\n")
-    return result._replace(said=head + trace.splitlines()[-1]) if traceback else result
-
-
-def check_metadata(data: int, name: str | None) -> None:
-    """Raise Error where the metadata names another file than the mirror.
-
-    rdiff-backup deletes and replaces what its metadata names, and who owns the chain could have
-    written ``../`` there; or still could, in a file that is not ours alone.
+    rdiff-backup reads more spellings of its own names than it writes, and deletes and replaces what its
+    metadata name. Whoever owns a chain could have put there what leads root elsewhere.
     """
-    quoted = os.fsencode(name or "").replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
-    allowed = {b"File .", b"File " + quoted}
-    for entry in os.listdir(data):
-        if not _METADATA.fullmatch(entry):
-            continue
-        if os.lstat(entry, dir_fd=data).st_nlink != 1:  # that of one file is too small to be linked
-            raise Error(f"{entry} is too large for a chain of one file: refused")
-        for line in _read_metadata(data, entry).splitlines():
-            if line.startswith((b"File ", b"  Alternate")) and line not in allowed:
-                raise Error(f"{entry} names another file than the chain's: refused")
+    mirror: str | None = None
+    for name in chain.names():
+        if name == DATA:
+            _check_is(chain, name, stat.S_IFDIR)
+        elif mirror is None:
+            _check_is(chain, name, stat.S_IFREG)
+            mirror = name
+        else:
+            raise Error(f"it holds {mirror} and {name}, and a chain holds one file: refused")
+    with chain.open(DATA) as data:
+        for name in data.names():
+            _check_data(data, name, mirror)
+
+
+def _check_is(within: Directory, name: str, kind: int) -> None:
+    if stat.S_IFMT(within.status(name).st_mode) != kind:
+        wanted = "directory" if kind == stat.S_IFDIR else "regular file"
+        raise Error(f"{name} is not a {wanted}: refused")
+
+
+def _check_data(data: Directory, name: str, mirror: str | None) -> None:
+    if name == INCREMENTS:
+        _check_is(data, name, stat.S_IFDIR)
+        with data.open(INCREMENTS) as increments:
+            for entry in increments.names():
+                _check_is(increments, entry, stat.S_IFREG)
+                version = entry.removeprefix(mirror or "")
+                if not _names(_VERSION, version):
+                    raise Error(f"{DATA}/{INCREMENTS}/{entry} is not of this chain: refused")
+        return
+    _check_is(data, name, stat.S_IFREG)
+    if _names(_METADATA, name) or _names(_OTHER_METADATA, name):
+        _check_metadata(name, _read_metadata(data, name), mirror)
+    elif name in _ALWAYS_EMPTY:
+        if data.status(name).st_size:
+            raise Error(f"{DATA}/{name} is not empty: refused")
+    elif not any(_names(pattern, name) for pattern in (_MARKER, _INCREMENT, _LOGS)):
+        raise Error(f"{DATA}/{name} is nothing that a chain holds: refused")
+
+
+def _names(pattern: re.Pattern[str], name: str) -> bool:
+    """Whether a name has this form, and its stamp, if it has one, is a time."""
+    match = pattern.fullmatch(name)
+    return match is not None and (match.lastindex is None or is_stamp(match[1]))
+
+
+# A record of each kind of metadata begins with the path that it is of.
+_PATH = re.compile(rb"(?:File |# file: )(.*)")
+_TYPE = re.compile(rb"  Type (?:dir|reg|None)")
+# Of a regular file and a directory. The others would make links, devices, or forks of other systems.
+_FIELDS = (
+    rb"  (?:Size|ModTime|Uid|Gid|Permissions|NumHardLinks|Inode|DeviceLoc) -?\d+",
+    rb"  SHA1Digest [0-9a-f]{40}",
+    rb"  [UG]name .*",
+)
+_FIELD = re.compile(b"|".join(_FIELDS))
+
+
+def _check_metadata(name: str, text: bytes, mirror: str | None) -> None:
+    """Raise Error if metadata tell of anything but the directory and the one file in it."""
+    quoted = os.fsencode(mirror or "").replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
+    standard = bool(_METADATA.fullmatch(name))
+    for line in filter(None, text.split(b"\n")):
+        if path := _PATH.fullmatch(line):
+            if path[1] not in (b".", quoted):
+                raise Error(f"{name} names another file than the chain's: refused")
+        elif standard and not (_TYPE.fullmatch(line) or _FIELD.fullmatch(line)):
+            raise Error(f"{name} tells of something else than a file: refused")

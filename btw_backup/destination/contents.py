@@ -1,87 +1,49 @@
-"""Getting at what a point holds: choosing it, opening it, and checking it while it is read."""
+"""The content of one point, checked while it is read."""
 
 import hashlib
 import os
-import re
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import datetime
-from typing import NamedTuple
+from contextlib import ExitStack, contextmanager
 
 from ..archive.stream import first_names
 from ..errors import Error, naming
 from ..programs import compressors
-from ..system.files import BLOCK, closing, directory, open_regular, room_on
-from ..system.trees import check_tree
-from ..times import format_moment, last_moment, parse_span
-from . import chain
-from .catalog import DUMP, Backup, Point, checksum
+from ..system.directories import Directory
+from ..system.files import BLOCK, write_all
+from ..system.room import room_on
+from . import chain, delta
+from .catalog import DUMP, Chosen, checksum
 
-
-class Chosen(NamedTuple):
-    """A point, and the backup that it belongs to."""
-
-    backup: Backup
-    point: Point
-
-
-def all_points(backups: Sequence[Backup]) -> list[Chosen]:
-    """Every point, oldest first."""
-    found = [Chosen(backup, point) for backup in backups for point in backup.points]
-    return sorted(found, key=lambda chosen: chosen.point.time)
-
-
-def choose(backups: Sequence[Backup], at: str | None, now: datetime) -> Chosen:
-    """The newest point, or the newest one not later than ``at``.
-
-    ``at`` is what ``list`` prints, the day, hour or minute that it begins with, or a span before
-    ``now``. Raises Error where there is no such point.
-    """
-    points = all_points(backups)
-    if not points:
-        raise Error("the destination holds no backups")
-    if at is None:
-        return points[-1]
-    last = latest(at, now)
-    for chosen in reversed(points):
-        if chosen.point.time <= last:
-            return chosen
-    oldest = format_moment(points[0].point.time)
-    raise Error(f"there is no point as old as {at}: the oldest is {oldest}")
-
-
-def latest(at: str, now: datetime) -> datetime:
-    """The last second that ``at`` means."""
-    moment = last_moment(re.sub(r"\.t[.a-z]+$", "", at))
-    if moment is not None:
-        return moment
-    try:
-        return now - parse_span(at)
-    except (ValueError, OverflowError):
-        raise Error(
-            f"not a time: {at!r}: use what list prints, or its beginning, such as 2026-11-22, or a span: 3d"
-        ) from None
+Write = Callable[[bytes], object]
 
 
 class Content:
     """The file of one point, open and not yet checked.
 
     ``name`` is that of the file in the chain, or of the tarball; ``digest`` the SHA1 or
-    SHA256 that it must have, None where none was recorded, empty where that is gone.
+    SHA256 that it must have, None if none was recorded, empty if that is gone. ``is_older``: it is
+    that of an older point of a chain.
     """
 
-    def __init__(self, name: str, file: int, compression: str, digest: str | None) -> None:
-        self.advance: Callable[[int], None] = lambda count: None  # told of each number of bytes read
+    def __init__(
+        self,
+        name: str,
+        stored: delta.Content,
+        compression: str,
+        digest: str | None,
+        *,
+        is_older: bool = False,
+    ) -> None:
         self.name = name
-        self.file = file
-        self.compression = compression
-        self.digest = digest
+        self.is_older = is_older
+        self._stored = stored
+        self._compression = compression
+        self._digest = digest
 
     def size(self) -> int | None:
-        """How much ``pump`` will read, in bytes; None where nobody knows before."""
-        return os.fstat(self.file).st_size if self.compression == "none" else None
+        """How much ``pump`` will read, in bytes; None if nobody knows before."""
+        return self._stored.size if self._compression == "none" else None
 
     def database(self) -> str | None:
         """The name of the database that the file is a dump of."""
@@ -91,84 +53,144 @@ class Content:
         """What must be unpacked besides those members of the archive, and is not wanted itself."""
         if not members:
             return set()
-        with compressors.decompressed(self.file, self.compression) as stream:
+        with self._plain() as (blocks, _):
             try:
-                return first_names(stream, members)
-            except tarfile.TarError as error:
+                return first_names(blocks, members)
+            except Error as error:
                 raise Error(f"{self.name} is damaged: {error}") from error
 
-    def check(self) -> None:
-        """Raise Error where the file is not what was stored."""
-        self.pump(lambda block: None)
+    def pump(self, write: Write, advance: Callable[[int], None] = lambda count: None) -> None:
+        """Write all of it, uncompressed. Raises Error in the end if it is not what was stored.
 
-    def pump(self, write: Callable[[bytes], object]) -> None:
-        """Write all of it, uncompressed. Raises Error in the end where it is not what was stored."""
-        hasher = hashlib.new("sha256" if self.digest and len(self.digest) == 64 else "sha1")
-        with compressors.decompressed(self.file, self.compression) as stream:
-            while block := stream.read(BLOCK):
-                if self.digest is not None:
+        ``advance`` is called with each number of bytes read.
+        """
+        hasher = hashlib.new("sha256" if self._digest and len(self._digest) == 64 else "sha1")
+        with self._plain() as (blocks, check):
+            for block in blocks:
+                if self._digest is not None:
                     hasher.update(block)
                 write(block)
-                self.advance(len(block))
-            if not stream.sound():
-                raise Error(f"{self.name} is damaged", said=stream.said())
-        if self.digest == "":
+                advance(len(block))
+            check()
+        if self._digest == "":
             raise Error(f"{self.name} cannot be checked: the metadata of the chain is gone")
-        if self.digest not in (None, hasher.hexdigest()):
+        if self._digest not in (None, hasher.hexdigest()):
             raise Error(f"{self.name} is damaged: its content is not what was backed up")
+
+    @contextmanager
+    def file(self, advance: Callable[[int], None] = lambda count: None) -> Iterator[int]:
+        """An open file that holds it, checked: the stored one, or one under TMPDIR without a name."""
+        if self._compression == "none" and (stored := self._stored.file()) is not None:
+            self.pump(lambda block: None, advance)
+            os.lseek(stored, 0, os.SEEK_SET)
+            yield stored
+            return
+        with tempfile.TemporaryFile() as copied:
+            scratch = tempfile.gettempdir()
+            with Directory.at(scratch) as directory, room_on(scratch, directory), naming(scratch):
+                self.pump(lambda block: write_all(copied.fileno(), block), advance)
+            os.lseek(copied.fileno(), 0, os.SEEK_SET)
+            yield copied.fileno()
+
+    @contextmanager
+    def _plain(self) -> Iterator[tuple[Iterator[bytes], Callable[[], None]]]:
+        """The uncompressed blocks, and what raises Error, when all are read, if they are not whole."""
+        if self._compression == "none":
+            yield self._stored.blocks(), lambda: None
+            return
+        with compressors.decompressed(self._stored.pieces[0].file, self._compression) as stream:
+
+            def check() -> None:
+                if not stream.sound():
+                    raise Error(f"{self.name} is damaged", said=stream.said())
+
+            yield iter(lambda: stream.read(BLOCK), b""), check
+
+
+class Gone(Exception):
+    """The backup was exchanged or removed since the point was chosen."""
 
 
 @contextmanager
-def opened(destination: int, chosen: Chosen) -> Iterator[Content]:
-    """The content of a point. That of an older point of a chain takes space under TMPDIR."""
-    backup, point = chosen
-    with naming(backup.name):
-        if not backup.is_chain:
-            with closing(open_regular(backup.name, destination)) as file:
-                yield Content(backup.name, file, backup.compression, checksum(backup.name, destination))
-            return
-        with directory(backup.name, destination) as top:
-            name = chain.mirror_name(top)
-            if name is None:
-                raise Error(f"{backup.name} does not hold one file, as a chain does")
-            digest = chain.recorded_digest(top, point.stamp) or ""
-            if point == backup.points[-1] and not backup.interrupted:
-                with closing(open_regular(name, top)) as file:
-                    yield Content(name, file, "none", digest)
-                return
-            check_tree(top)
-            with tempfile.TemporaryDirectory(prefix="btw-backup.") as scratch, directory(scratch) as target:
-                with room_on(tempfile.gettempdir(), target):
-                    _restore(destination, top, chosen, target)
-                with (
-                    directory(chain.RESTORED, target) as restored,
-                    closing(open_regular(name, restored)) as file,
-                ):
-                    yield Content(name, file, "none", digest)
+def opened(destination: Directory, chosen: Chosen) -> Iterator[Content]:
+    """The content of a point. What leads to an older point of a chain takes space under TMPDIR.
 
-
-def verify_older(destination: int, chosen: Chosen) -> bool:
-    """Check an older point of a chain without restoring it. False where that can't be done.
-
-    What has the digest of the archive or dump that was stored is that, and was whole then. Raises
-    Error where it is damaged.
+    Raises Gone, and Error if it can't be read.
     """
-    backup, point = chosen
-    if not backup.is_chain or backup.interrupted or point == backup.points[-1]:
-        return False
-    with naming(backup.name), directory(backup.name, destination) as top:
-        check_tree(top)
-        if chain.recorded_digest(top, point.stamp) is None:
-            return False
-    chain.verify(destination, backup.name, point.stamp)
-    return True
+    backup = chosen.backup
+    with ExitStack() as files:
+        try:
+            if chosen.point.stamp is not None:
+                content = _chosen(destination, backup.name, chosen.point.stamp, files)
+            else:
+                file = files.enter_context(destination.file(backup.name))
+                digest = checksum(backup.name, destination)
+                content = Content(backup.name, delta.whole(file), backup.compression, digest)
+        except FileNotFoundError as error:
+            raise Gone from error
+        except OSError as error:
+            raise Error(f"{backup.name}: {error.strerror or error}") from error
+        yield content
 
 
-def _restore(destination: int, top: int, chosen: Chosen, target: int) -> None:
-    """Restore an older point of a chain into the directory ``target``."""
-    backup, point = chosen
-    if backup.interrupted:
-        chain.repaired_copy(top, target, "chain")
-        chain.restore(target, "chain", point.stamp, target)
-    else:
-        chain.restore(destination, backup.name, point.stamp, target)
+def _chosen(destination: Directory, chain_name: str, stamp: str, files: ExitStack) -> Content:
+    top = files.enter_context(destination.open(chain_name))
+    try:
+        return of_chain(top, stamp, files)
+    except (Error, FileNotFoundError) as error:
+        # An exchanged chain is removed, and this one may be half gone.
+        if top.status().st_ino != destination.status(chain_name).st_ino:
+            raise Gone from error
+        if isinstance(error, Error):
+            raise Error(f"{chain_name}: {error}", said=error.said) from error
+        raise Error(f"{chain_name}: {error.filename or 'a file'} is missing") from error
+
+
+def of_chain(top: Directory, stamp: str, files: ExitStack) -> Content:
+    name = chain.mirror_name(top)
+    if name is None:
+        raise Error("it does not hold one file, as a chain does")
+    data = files.enter_context(top.open(chain.DATA))
+    # Not what the catalog had: a point may have been added since.
+    state = chain.read_state(data.names())
+    if stamp not in state.stamps:
+        raise Gone
+    found = chain.recorded(data, stamp)
+    mirror = delta.whole(files.enter_context(top.file(name)))
+    newer = [other for other in state.stamps if chain.moment(other) > chain.moment(stamp)]
+    content = mirror
+    if (newer or state.interrupted) and data.holds(chain.INCREMENTS):
+        increments = files.enter_context(data.open(chain.INCREMENTS))
+        # The mirror is what the newest point holds. If rdiff-backup was killed it may be what the next
+        # one would have held, and then there is a version of the newest, too.
+        newest = state.stamps[-1]
+        versions = [newest] if state.interrupted and not _is(mirror, data, newest) else []
+        versions += reversed([stamp, *newer][:-1])
+        for version in versions:
+            content = _older(content, increments, name, version, files)
+    digest = "" if found is None else found.digest
+    return Content(name, content, "none", digest, is_older=bool(newer))
+
+
+def _older(
+    newer: delta.Content, increments: Directory, name: str, stamp: str, files: ExitStack
+) -> delta.Content:
+    """The content at a point, ``newer`` being that at the next one."""
+    version = chain.open_version(increments, name, stamp)
+    if version is None:
+        return newer
+    files.callback(os.close, version[0])
+    with naming(tempfile.gettempdir()):
+        try:
+            return delta.older(newer, *version, files)
+        except delta.Damaged as error:
+            raise Error(f"{name} is damaged: the way back to {stamp} cannot be read: {error}") from error
+
+
+def _is(content: delta.Content, data: Directory, stamp: str) -> bool:
+    """Whether the content is the one that was recorded of a point."""
+    hasher = hashlib.sha1()
+    for block in content.blocks():
+        hasher.update(block)
+    found = chain.recorded(data, stamp)
+    return found is not None and found.digest == hasher.hexdigest()

@@ -10,13 +10,13 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 from ..errors import Busy, Error
-from ..system.files import DIRECTORY, directory, exists, open_regular, publish, remove, temporary_directory
+from ..system.directories import Directory
 from .catalog import CHECKSUM
 
 PRIVATE = ".btw-backup"
-# Holds a chain while another is put in its place, where the file system can't exchange the two.
+# Holds a chain while another is put in its place, if the file system can't exchange the two.
 REPLACED = "replaced"
-# Ends the name of a file that says that a tarball comes or goes, and its checksum with it.
+# Ends the name of a file that tells that a tarball comes or goes, and its checksum with it.
 UNPAIRED = ".unpaired"
 # Holds a copy of the destination while that is sent off-site, locked by who sends it.
 VIEW = "view"
@@ -25,32 +25,29 @@ _RUN = "run"
 
 
 @contextmanager
-def private_directory(path: str, destination: int) -> Iterator[int]:
-    """The open private directory, made when missing. Raises Error where it is not ours alone."""
+def private_directory(path: str, destination: Directory) -> Iterator[Directory]:
+    """The open private directory, made when missing. Raises Error if it is not ours alone."""
     refused = Error(f"{os.path.join(path, PRIVATE)} is not a private directory of ours: remove it")
     with suppress(FileExistsError):
-        os.mkdir(PRIVATE, 0o700, dir_fd=destination)
+        destination.make(PRIVATE)
     try:
-        private = os.open(PRIVATE, DIRECTORY, dir_fd=destination)
+        private = destination.open(PRIVATE)
     except OSError as error:
         if error.errno in (errno.ENOTDIR, errno.ELOOP):
             raise refused from error
         raise
-    try:
-        found = os.fstat(private)
+    with private:
+        found = private.status()
         if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise refused
         yield private
-    finally:
-        os.close(private)
 
 
 @contextmanager
-def locked(path: str, private: int, wait: timedelta) -> Iterator[None]:
+def locked(path: str, private: Directory, wait: timedelta) -> Iterator[None]:
     """Hold the lock. It goes with the process that holds it, whatever ends that."""
     deadline = time.monotonic() + wait.total_seconds()
-    fd = open_regular(_LOCK, private, os.O_RDWR | os.O_CREAT)
-    try:
+    with private.file(_LOCK, os.O_RDWR | os.O_CREAT) as fd:
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -63,35 +60,33 @@ def locked(path: str, private: int, wait: timedelta) -> Iterator[None]:
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"process {os.getpid()}\n".encode(), 0)
         yield
-    finally:
-        os.close(fd)
 
 
 @contextmanager
-def run_directory(destination: int, private: int) -> Iterator[int]:
+def run_directory(destination: Directory, private: Directory) -> Iterator[Directory]:
     """A directory to prepare things in: empty, and removed at the end. What a killed run left goes."""
     _recover(destination, private)
-    with temporary_directory(_RUN, private) as run:
+    with private.temporary(_RUN) as run:
         yield run
 
 
-def _recover(destination: int, private: int) -> None:
+def _recover(destination: Directory, private: Directory) -> None:
     """Put aside what a killed run left: bring a replaced chain to an end, empty the rest."""
-    try:
-        with directory(REPLACED, private) as aside:
-            for name in os.listdir(aside):
-                if not exists(name, destination):
-                    publish(name, aside, name, destination)
-    except FileNotFoundError:
-        pass
-    for name in os.listdir(private):
+    with suppress(FileNotFoundError), private.open(REPLACED) as aside:
+        for name in aside.names():
+            if not destination.holds(name):
+                aside.publish(name, destination)
+    for name in private.names():
         tarball = name.removesuffix(UNPAIRED)
         if tarball != name:
-            if not exists(tarball, destination):
-                remove(tarball + CHECKSUM, destination)
-            remove(name, private)
+            if not destination.holds(tarball):
+                destination.remove(tarball + CHECKSUM)
+            private.remove(name)
+    if private.holds(_RUN):
+        # It may have been killed after it had made a point visible, and before that was on the disk.
+        destination.sync()
     for name in (REPLACED, _RUN):
-        remove(name, private)
-    with suppress(FileNotFoundError, BlockingIOError), directory(VIEW, private) as view:
-        fcntl.flock(view, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        remove(VIEW, private)
+        private.remove(name)
+    with suppress(FileNotFoundError, BlockingIOError), private.open(VIEW) as view:
+        fcntl.flock(view.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        private.remove(VIEW)

@@ -4,44 +4,49 @@ import os
 from contextlib import suppress
 from typing import NamedTuple
 
-from ..system.files import create, open_regular, write_all
+from ..system.directories import Directory
+from ..system.files import write_all
 
 _NAME = "newest"
+_UNKNOWN = "-"
 
 
 class Record(NamedTuple):
     """What is known of the newest backup: the source's fingerprint, the SHA-256 of its archive.
 
-    Either is ``-`` where it is not known.
+    Either is None if it is not known.
     """
 
-    fingerprint: str
-    digest: str
+    fingerprint: str | None
+    digest: str | None
 
 
-def read(private: int, name: str, newest: int) -> Record | None:
+NOTHING_KNOWN = Record(None, None)
+
+
+def read(private: Directory, name: str, newest: int) -> Record:
     """What the private directory has of the newest backup: its name, and its open file."""
     try:
-        fd = open_regular(_NAME, private)
+        with private.file(_NAME) as fd:
+            fields = os.read(fd, 4096).split(b" ", 2)
     except FileNotFoundError:
-        return None
-    with open(fd, "rb") as file:
-        fields = file.read().split(b" ", 2)
+        return NOTHING_KNOWN
     if len(fields) != 3 or fields[2] != _identity(name, newest):
-        return None
-    return Record(fields[0].decode(), fields[1].decode())
+        return NOTHING_KNOWN
+    known = [None if field == _UNKNOWN else field for field in (fields[0].decode(), fields[1].decode())]
+    return Record(*known)
 
 
-def write(known: Record, run: int, private: int, name: str, newest: int) -> None:
-    """Remember it, prepared in the directory ``run``. Where there is no room the next run reads more."""
-    line = f"{known.fingerprint} {known.digest} ".encode() + _identity(name, newest)
+def write(known: Record, run: Directory, private: Directory, name: str, newest: int) -> None:
+    """Remember it, prepared in the directory ``run``. If there is no room the next run reads more."""
+    line = f"{known.fingerprint or _UNKNOWN} {known.digest or _UNKNOWN} ".encode()
     with suppress(OSError):
-        with create(_NAME, run) as fd:
-            write_all(fd, line)
-        os.rename(_NAME, _NAME, src_dir_fd=run, dst_dir_fd=private)
+        with run.create(_NAME) as fd:
+            write_all(fd, line + _identity(name, newest))
+        run.rename(_NAME, private)
 
 
 def _identity(name: str, newest: int) -> bytes:
-    # The ctime of a backup's file says that it is neither replaced nor changed since.
+    # The ctime of a backup's file tells that it is neither replaced nor changed since.
     found = os.fstat(newest)
     return f"{name} {found.st_dev} {found.st_ino} {found.st_size} {found.st_ctime_ns}\n".encode()

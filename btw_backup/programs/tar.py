@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
+from ..system.directories import Directory
 from ..system.files import BLOCK
 from . import process
 
@@ -73,12 +74,12 @@ class Unpacking:
 
 
 @contextmanager
-def unpacking(target: int, members: Sequence[str]) -> Iterator[Unpacking]:
+def unpacking(target: Directory, members: Sequence[str]) -> Iterator[Unpacking]:
     """What is written is unpacked into the open directory: all, or those members with what is below."""
     argv = ["tar", "--extract", *_READING, "--preserve-permissions", "--numeric-owner"]
     argv += ["--acls", "--xattrs", "--xattrs-include=*", "--quoting-style=escape"]
     argv += ["--anchored", "--no-wildcards", "--no-unquote", "--", *members]
-    with process.Program(argv, stdin=process.PIPE, cwd=target) as program:
+    with process.Program(argv, stdin=process.PIPE, cwd=target.fileno()) as program:
         process.widen(program.stdin)
         unpacked = Unpacking(program)
         yield unpacked

@@ -1,0 +1,106 @@
+"""A chain in the private directory, to which rdiff-backup adds a point before anybody sees it."""
+
+import gzip
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from typing import IO, cast
+
+from ..errors import Error
+from ..programs import process, rdiff_backup
+from ..system.directories import Directory
+from ..system.files import BLOCK, same_content
+from ..system.trees import Linked, link_tree
+from . import chain, contents
+from .chain import Unusable
+
+_NOTHING_LINKED = Linked(set(), 0)
+
+
+class WorkingChain:
+    """The chain in the open ``directory``, new or a copy. Made by ``working_chain``.
+
+    ``linked``: what it shares with the chain that it is a copy of.
+    """
+
+    def __init__(self, directory: Directory, linked: Linked, older: tuple[str, ...]) -> None:
+        self.directory = directory
+        self.linked = linked
+        self._older = older
+
+    def add(self, back_up: Callable[[], process.Result], stage: Directory, name: str, time: datetime) -> None:
+        """Have rdiff-backup add the staged file. Raises Unusable if it does not do what it says."""
+        result = back_up()
+        if result.status > 0:
+            raise Unusable(result.ending(), said=result.said)
+        result.check()
+        failure = Unusable("rdiff-backup exited with code: 0, but did not store the new point")
+        with self.directory.open(chain.DATA) as data:
+            state = chain.read_state(data.names())
+            times = [*map(chain.moment, self._older), time]
+            if state.interrupted or list(map(chain.moment, state.stamps)) != times:
+                raise failure
+            if chain.mirror_name(self.directory) != name or chain.recorded(data, state.stamps[-1]) is None:
+                raise failure
+            with stage.file(name) as staged, self.directory.file(name) as mirror:
+                if not same_content(staged, mirror):
+                    raise failure
+            if self._older and not self._holds_version(data, name, self._older[-1]):
+                raise failure
+
+    def _holds_version(self, data: Directory, name: str, stamp: str) -> bool:
+        """Whether the way back to the point before the new one has been stored, whole."""
+        with data.open(chain.INCREMENTS) as increments:
+            version = chain.open_version(increments, name, stamp)
+            if version is None:
+                return False
+            with open(version[0], "rb") as file:
+                if version[1].endswith(".gz"):
+                    return _is_whole(cast(IO[bytes], gzip.open(file)))
+        # That of a file that is compressed itself has no checksum of gzip.
+        with ExitStack() as files:
+            try:
+                contents.of_chain(self.directory, stamp, files).pump(lambda block: None)
+            except Error as error:
+                raise Unusable(*error.lines, said=error.said) from error
+        return True
+
+
+def _is_whole(increment: IO[bytes]) -> bool:
+    """Whether an increment can be read to its end, which gzip's checksum tells, and is not empty."""
+    try:
+        size = sum(map(len, iter(lambda: increment.read(BLOCK), b"")))
+    except (OSError, EOFError, zlib.error):
+        return False
+    return size > 0
+
+
+@contextmanager
+def working_chain(
+    stage: Directory,
+    name: str,
+    private: Directory,
+    chain_name: str,
+    time: datetime,
+    extended: Directory | None,
+) -> Iterator[tuple[WorkingChain, Callable[[], None]]]:
+    """Prepare a chain of that name in the private directory, and start rdiff-backup.
+
+    ``extended`` is the chain that it becomes a copy of; None: it is new. The second result has the file
+    ``name`` in ``stage`` added to it, checked. Raises Error if the chain holds what no chain holds, and
+    Unusable if it is damaged, or rdiff-backup fails.
+
+    What has the chain's name in the end is removed: the caller has moved the chain to its place by then.
+    """
+    with private.temporary(chain_name) as made:
+        linked = _NOTHING_LINKED
+        older: tuple[str, ...] = ()
+        if extended is not None:
+            linked = link_tree(extended, made, chain.is_linkable, left_out=chain.is_temporary)
+            chain.check(made)
+            with made.open(chain.DATA) as data:
+                older = chain.read_state(data.names()).stamps
+        working = WorkingChain(made, linked, older)
+        with rdiff_backup.backing_up(stage, name, private, chain_name, time) as back_up:
+            yield working, lambda: working.add(back_up, stage, name, time)
