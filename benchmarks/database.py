@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.postgres_servers import INSTALLATIONS, Server
+from tests.helpers.postgres_servers import INSTALLATIONS, Server
 
 from .cases import Bench
 from .measure import BTW_BACKUP, Task, shell

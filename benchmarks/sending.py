@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.repositories import S3, configure
+from tests.helpers.repositories import S3, configure
 
 from . import subjects, trees
 from .cases import Bench

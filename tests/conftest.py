@@ -3,22 +3,16 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
+from .helpers.hostile import Land
+from .helpers.running import Btw, Result, Start
 
-class Result(NamedTuple):
-    """How a run ended, and what it printed."""
-
-    status: int
-    out: str
-    err: str
-
-
-Btw = Callable[..., Result]
+pytest_plugins = ["tests.helpers.postgres_servers", "tests.helpers.repositories"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -75,3 +69,35 @@ def btw(config_dir: Path) -> Btw:
         return Result(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+@pytest.fixture
+def start(config_dir: Path) -> Iterator[Start]:
+    """Start a run that goes on in the background."""
+    running: list[subprocess.Popen[str]] = []
+
+    def go(*args: str | Path, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "btw_backup", "--config-dir", config_dir, *args],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(env or {})},
+        )
+        running.append(process)
+        return process
+
+    yield go
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def land() -> Iterator[Land]:
+    top = Path(tempfile.mkdtemp(prefix="btw-hostile-"))
+    top.chmod(0o755)
+    yield Land(top)
+    subprocess.run(["rm", "-rf", top], check=True)

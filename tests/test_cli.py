@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Btw, Result
+from .helpers.running import Btw, Result
 
 WIDE = {"COLUMNS": "300"}
 SCRIPT = Path(sys.executable).with_name("btw-backup")

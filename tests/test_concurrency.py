@@ -1,59 +1,22 @@
 """Two runs at once, clocks that are wrong, and chains that something else left broken."""
 
 import gzip
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from .conftest import Btw
-from .faults import CHANGING, parse_trace, tracing
+from .faults.tracing import CHANGING, parse_trace, tracing
+from .helpers.destinations import extracted, listed, restored, tree, visible
+from .helpers.running import Btw, Gate, Start, ended
 
 NO_MORE = "cannot add to the chain"
-
-
-def tree(top: Path) -> dict[str, bytes]:
-    """Every file below, by its path."""
-    return {str(path.relative_to(top)): path.read_bytes() for path in top.rglob("*") if path.is_file()}
-
-
-def visible(dst: Path) -> dict[str, bytes]:
-    """Every file of a destination that is not private."""
-    return {name: data for name, data in tree(dst).items() if not name.startswith(".btw-backup")}
-
-
-def listed(btw: Btw, dst: Path) -> list[str]:
-    result = btw("list", dst)
-    assert (result.status, result.err) == (0, "")
-    return result.out.splitlines()
-
-
-def extracted(dst: Path, name: str, to: Path) -> dict[str, bytes]:
-    """What the newest point of a backup holds, by tar alone."""
-    to.mkdir()
-    path = dst / name
-    archive = path if path.is_file() else path / "backup.tar"
-    subprocess.run(["tar", "--force-local", "-C", to, "-xpf", archive], check=True)
-    return tree(to)
-
-
-def restored(chain: Path, at: str, to: Path) -> dict[str, bytes]:
-    """What a point of a chain holds, by rdiff-backup and tar alone, from a copy of the chain."""
-    to.mkdir()
-    subprocess.run(["cp", "-a", chain, to / "chain"], check=True)
-    argv = ["rdiff-backup", "--new", "-v0", "restore", "--at", f"{at}Z", to / "chain", to / "out"]
-    subprocess.run(argv, check=True, cwd=to)
-    (to / "tree").mkdir()
-    subprocess.run(["tar", "-C", to / "tree", "-xpf", to / "out" / "backup.tar"], check=True)
-    return tree(to / "tree")
 
 
 @pytest.fixture(params=["rdiff", "tar"])
@@ -66,63 +29,6 @@ def initialised(btw: Btw, src: Path) -> Path:
     """The source, with a working directory of the rdiff type."""
     assert btw("fs-init", "--type", "rdiff", src, "name").status == 0
     return src
-
-
-class Gate:
-    """A program that waits when it is run, until it is opened."""
-
-    def __init__(self, top: Path, program: str, then: str = "") -> None:
-        top.mkdir()
-        self._go, self._started = top / "go", top / "started"
-        script = top / program
-        script.write_text(
-            f'#!/bin/sh\ntouch "{self._started}"\nwhile [ ! -e "{self._go}" ]; do sleep 0.02; done\n{then}\n'
-            f'exec {shutil.which(program)} "$@"\n'
-        )
-        script.chmod(0o755)
-        self.env = {"PATH": f"{top}:{os.environ['PATH']}"}
-
-    def open(self) -> None:
-        self._go.touch()
-
-    def reached(self) -> None:
-        """Wait until the program was run."""
-        deadline = time.monotonic() + 30
-        while not self._started.exists():
-            assert time.monotonic() < deadline, "it never ran"
-            time.sleep(0.01)
-
-
-Start = Callable[..., subprocess.Popen[str]]
-
-
-@pytest.fixture
-def start(config_dir: Path) -> Iterator[Start]:
-    """Start a run that goes on in the background."""
-    running: list[subprocess.Popen[str]] = []
-
-    def go(*args: str | Path, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "btw_backup", "--config-dir", config_dir, *args],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **(env or {})},
-        )
-        running.append(process)
-        return process
-
-    yield go
-    for process in running:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
-
-
-def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    _, err = process.communicate(timeout=60)
-    return process.returncode, err
 
 
 def test_second_run_names_the_first_and_gives_up(

@@ -15,7 +15,7 @@ from btw_backup.errors import Error
 from btw_backup.ownership import parse_owner
 from btw_backup.tarball import Source, tar_command
 
-from .conftest import Btw, Result
+from .helpers.running import Btw, Result
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

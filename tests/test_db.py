@@ -11,10 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Btw, Result
-from .postgres_servers import ACCOUNT, AS_ROOT, MakeDatabase, Server, wait_for, without_keys
-
-pytest_plugins = ["tests.postgres_servers"]
+from .helpers.postgres_servers import ACCOUNT, AS_ROOT, MakeDatabase, Server, wait_for, without_keys
+from .helpers.running import Btw, Result
 
 PROG = "btw_backup"
 MOMENT = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Btw, Result
-from .postgres_servers import ACCOUNT, MakeDatabase, Server, quoted
-
-pytest_plugins = ["tests.postgres_servers"]
+from .helpers.postgres_servers import ACCOUNT, MakeDatabase, Server, quoted
+from .helpers.running import Btw, Result
 
 PROG = "btw_backup"
 SILENCE = Result(0, "", "")

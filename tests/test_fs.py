@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from . import trees
-from .conftest import Btw, Result
+from .helpers import trees
+from .helpers.running import Btw, Result
 
 ENDINGS = {"bzip2": ".tbz", "zstd": ".tar.zst", "gzip": ".tar.gz", "xz": ".tar.xz", "none": ".tar"}
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Btw, Result
+from .helpers.running import Btw, Result
 
 DEFAULTS = {
     "MAX_INCREMENTAL_COUNT": 10,

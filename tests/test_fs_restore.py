@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 
-from . import trees
-from .conftest import Btw, Result
-from .faults import CHANGING, parse_trace, tracing
+from .faults.tracing import CHANGING, parse_trace, tracing
+from .helpers import trees
+from .helpers.destinations import add_tarball, mounted
+from .helpers.running import Btw, Result
 
 PROG = "btw_backup"
 MARKER = ".btw-backup-restore-incomplete"
@@ -77,15 +78,6 @@ def flip(path: Path, where: float = 0.5) -> None:
     data = bytearray(path.read_bytes())
     data[int(len(data) * where)] ^= 4
     path.write_bytes(data)
-
-
-@contextmanager
-def mounted(*args: str | Path) -> Iterator[None]:
-    subprocess.run(["mount", *args], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", args[-1]], check=True)
 
 
 def rdiff_backup(archive: Path, chain: Path, at: datetime, *prefix: str, zone: str = "UTC") -> None:
@@ -191,16 +183,6 @@ def test_what_was_left_out_does_not_come_back(
 # --at
 
 TIMES = ["2024-12-31T23:59:59", "2025-01-01T00:00:00", "2025-01-01T10:20:30", "2025-01-01T10:20:31"]
-
-
-def add_tarball(dst: Path, name: str, files: dict[str, str]) -> Path:
-    """A tarball of those files, by tarfile."""
-    with tarfile.open(dst / name, "w:bz2", format=tarfile.PAX_FORMAT) as archive:
-        for path, text in files.items():
-            member = tarfile.TarInfo(f"./{path}")
-            member.size = len(text)
-            archive.addfile(member, io.BytesIO(text.encode()))
-    return dst / name
 
 
 @pytest.fixture(scope="module")

@@ -9,18 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Btw, Result
-
-BASE = 1_795_385_777  # 2026-11-22T22:16:17Z
-
-
-def rdiff_backup(chain: Path, source: Path, at: int, zone: str = "UTC", content: str | None = None) -> None:
-    """Add a point to a chain, as rdiff-backup alone does it."""
-    source.mkdir(exist_ok=True)
-    (source / "backup.tar").write_text(content or f"content at {at}\n")
-    os.utime(source / "backup.tar", (at, at))
-    argv = ["rdiff-backup", "--new", "-v2", "--current-time", str(at), "backup", source, chain]
-    subprocess.run(argv, check=True, env={**os.environ, "TZ": zone})
+from .helpers.destinations import BASE, rdiff_backup
+from .helpers.running import Btw, Result
 
 
 def lines(btw: Btw, dst: Path) -> list[str]:

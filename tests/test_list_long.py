@@ -14,8 +14,8 @@ import pytest
 from btw_backup.list import objects, table
 from btw_backup.measures import Measured, age
 
-from .conftest import Btw
-from .test_list import BASE, rdiff_backup
+from .helpers.destinations import BASE, rdiff_backup
+from .helpers.running import Btw
 
 FULL = datetime(2026, 11, 22, 22, 16, 17, tzinfo=UTC)
 KEYS = {

@@ -13,15 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from . import repositories, test_concurrency, trees
-from .conftest import Btw, Result
-from .postgres_servers import MakeDatabase, Server
-from .repositories import PASSWORD, S3, configure, restic, snapshots
-from .test_concurrency import Gate, Start, ended
-from .test_list import rdiff_backup
-from .test_offsite_failures import at_rest
-
-pytest_plugins = ["tests.postgres_servers"]
+from .helpers import trees
+from .helpers.destinations import at_rest, rdiff_backup
+from .helpers.postgres_servers import MakeDatabase, Server
+from .helpers.repositories import PASSWORD, S3, configure, restic, snapshots
+from .helpers.running import Btw, Gate, Result, Start, ended
 
 pytestmark = pytest.mark.skipif(shutil.which("restic") is None, reason="restic is not installed")
 
@@ -33,10 +29,6 @@ NO_PROGRAMS = {"PATH": "/nonexistent"}
 OWNER = "12345:54321" if os.geteuid() == 0 else f"{os.getuid()}:{os.getgid()}"
 VIEW = ".btw-backup/view/destination"
 LONG_AGO = "2025-01-01T00:00:00"
-
-start = test_concurrency.start
-blank = repositories.blank
-repository = repositories.repository
 
 
 @pytest.fixture(autouse=True)

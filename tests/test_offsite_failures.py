@@ -18,12 +18,16 @@ from pathlib import Path
 
 import pytest
 
-from . import faults, repositories, test_concurrency, test_hostile, trees
-from .conftest import Btw, Result
-from .faults import Broken, Call, Case, Ended, Fault
-from .repositories import PASSWORD, S3, configure, restic, snapshots
-from .test_concurrency import Gate, Start, ended
-from .test_fs_restore import add_tarball, mounted
+from .faults.case import LOST, Broken, Case, Ended
+from .faults.faults import ERRORS, Failing, Fault, Kill, KillAll, Signalled, SmallDisk
+from .faults.points import Archivist
+from .faults.scenes import OWNER, FsScene
+from .faults.tracing import Call
+from .faults.trying import attempt
+from .helpers import hostile, trees
+from .helpers.destinations import add_tarball, at_rest, mounted
+from .helpers.repositories import PASSWORD, S3, configure, restic, snapshots
+from .helpers.running import Btw, Gate, Result, Start, ended
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("restic") is None, reason="restic is not installed"),
@@ -33,23 +37,13 @@ traced = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is no
 
 SILENCE = Result(0, "", "")
 SCRIPT = Path(__file__).with_name("fresh_machine.sh")
-# What may be in a destination's private directory while nothing runs.
-AT_REST = {"lock", "newest", "sent"}
+
+
 AUTO = "OFFSITE_AUTO = True\n"
-start = test_concurrency.start
-blank = repositories.blank
-repository = repositories.repository
-land = test_hostile.land
 NOT_SENT = "btw_backup: the backup was made, but not its off-site copy: "
 
 
 # ---- Repositories that open at once
-
-
-def at_rest(dst: Path) -> bool:
-    """Whether nothing but what belongs there is left in the private directory."""
-    private = dst / ".btw-backup"
-    return not private.exists() or {path.name for path in private.iterdir()} <= AT_REST
 
 
 def check_same(one: Path, other: Path, *but: str) -> None:
@@ -75,7 +69,7 @@ def bury(session: int) -> None:
 
 
 @dataclass
-class SyncScene(faults.FsScene):
+class SyncScene(FsScene):
     """``sync`` of a destination whose last state was sent, and that has a new point since.
 
     The destination of every case has the same path, by which its copies are found.
@@ -98,10 +92,10 @@ class SyncScene(faults.FsScene):
 
     def prepare(self, top: Path) -> None:
         self.top = top
-        self.archivist = faults.Archivist(top, self.plain)
+        self.archivist = Archivist(top, self.plain)
         made = Case(self, top / "case-1")
         made.dst.mkdir()
-        os.chown(made.dst, faults.OWNER, faults.OWNER)
+        os.chown(made.dst, OWNER, OWNER)
         self.change(0)
         self.first_config(made)
         for number in range(self.rounds):
@@ -118,7 +112,7 @@ class SyncScene(faults.FsScene):
         """What else must be done before the operation."""
         log = made.dst / "log.txt"  # it is copied, so that a sync needs room
         log.write_text("2025-01-01T00:00:00: a line of an earlier run\n" * 200)
-        os.chown(log, faults.OWNER, faults.OWNER)
+        os.chown(log, OWNER, OWNER)
 
     def _must(self, case: Case, arguments: Sequence[str]) -> None:
         done = subprocess.run(case.command(*arguments), env=case.environment, capture_output=True, text=True)
@@ -145,7 +139,7 @@ class SyncScene(faults.FsScene):
             restic(repository, "check", "--no-lock", "--read-data")
             found = snapshots(repository)
         except subprocess.CalledProcessError as error:
-            raise Broken(f"{faults.LOST}the repository: {error.output}") from error
+            raise Broken(f"{LOST}the repository: {error.output}") from error
         if not 2 <= len(found) <= 3:
             raise Broken(f"{len(found)} snapshots, where 2 are kept")
         target = case.top / "fetched"
@@ -239,7 +233,7 @@ def try_all(scene: SyncScene, tried: Sequence[Fault]) -> None:
     """Fail unless each fault came to pass and cost nothing."""
     wrong = []
     for fault in tried:
-        found = faults.attempt(scene, fault)
+        found = attempt(scene, fault)
         wrong += [f"{fault}: {text}" for text in (["it had no effect"] if found is None else found)]
     assert not wrong, "\n".join(wrong)
 
@@ -247,8 +241,8 @@ def try_all(scene: SyncScene, tried: Sequence[Fault]) -> None:
 @traced
 @pytest.mark.parametrize("part", range(4))
 def test_a_killed_sync_costs_nothing(sync_scene: SyncScene, sync_calls: list[Call], part: int) -> None:
-    alone = [faults.Kill(call) for call in spread(sync_calls, 12)]
-    together = [faults.KillAll(call) for call in spread(sync_calls[1:], 12) if call.name != "wait4"]
+    alone = [Kill(call) for call in spread(sync_calls, 12)]
+    together = [KillAll(call) for call in spread(sync_calls[1:], 12) if call.name != "wait4"]
     try_all(sync_scene, [*alone[part::4], *together[part::4]])
 
 
@@ -288,8 +282,8 @@ def test_a_sync_killed_while_restic_writes_costs_nothing(
 def test_what_a_killed_backup_did_not_send_is_sent_by_the_next(
     auto_scene: SyncScene, auto_calls: list[Call], part: int
 ) -> None:
-    alone = [faults.Kill(call) for call in spread(auto_calls, 4)]
-    together = [faults.KillAll(call) for call in spread(auto_calls[4:], 4) if call.name != "wait4"]
+    alone = [Kill(call) for call in spread(auto_calls, 4)]
+    together = [KillAll(call) for call in spread(auto_calls[4:], 4) if call.name != "wait4"]
     try_all(auto_scene, [*alone[part::2], *together[part::2]])
 
 
@@ -297,18 +291,18 @@ def test_what_a_killed_backup_did_not_send_is_sent_by_the_next(
 def test_signals_at_any_moment(sync_scene: SyncScene, sync_calls: list[Call]) -> None:
     signals = itertools.cycle([signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     some = [call for call in spread(sync_calls, 3) if call.name != "wait4"]
-    try_all(sync_scene, [faults.Signalled(signum, call) for signum, call in zip(signals, some, strict=False)])
+    try_all(sync_scene, [Signalled(signum, call) for signum, call in zip(signals, some, strict=False)])
 
 
 @traced
 def test_system_calls_that_fail(sync_scene: SyncScene, sync_calls: list[Call]) -> None:
     failing = [call for call in sync_calls if re.match("open|link|rename|mkdir|write|sendfile", call.name)]
-    some = zip(itertools.cycle(faults.ERRORS), spread(failing, 3), strict=False)
-    try_all(sync_scene, [faults.Failing(error, call) for error, call in some])
+    some = zip(itertools.cycle(ERRORS), spread(failing, 3), strict=False)
+    try_all(sync_scene, [Failing(error, call) for error, call in some])
 
 
 @dataclass(frozen=True)
-class FullDestination(faults.SmallDisk):
+class FullDestination(SmallDisk):
     """The destination's disk has little room: one line says so, or there was enough of it."""
 
     def judge(self, case: Case, ended: Ended, there: bool) -> None:
@@ -707,25 +701,23 @@ TARBALL, PLAIN = "2025-01-01T00:00:00.tbz", "2025-01-01T01:00:00.tar"
 @pytest.mark.parametrize(
     "name", ["log.txt", TARBALL, PLAIN, f"{PLAIN}.sha256", "", "backup.tar", "rdiff-backup-data/*log"]
 )
-def test_nothing_of_outside_is_sent(btw: Btw, land: test_hostile.Land, repository: Path, name: str) -> None:
-    chain = test_hostile.fill(
-        land, btw, lambda: btw("fs", "-u", test_hostile.USER, land.src, land.dst), "rdiff"
-    )
+def test_nothing_of_outside_is_sent(btw: Btw, land: hostile.Land, repository: Path, name: str) -> None:
+    chain = hostile.fill(land, btw, lambda: btw("fs", "-u", hostile.USER, land.src, land.dst), "rdiff")
     add_tarball(land.dst, TARBALL, {"file": "compressed"})
     subprocess.run(["tar", "-C", land.src, "-cf", land.dst / PLAIN, "--force-local", "."], check=True)
     (land.dst / f"{PLAIN}.sha256").write_text(f"{0:064}  {PLAIN}\n")
     for path in land.dst.iterdir():
         if path.is_file():
-            os.chown(path, *test_hostile.ids())
+            os.chown(path, *hostile.ids())
     outside = name.startswith(("2025", "log"))
-    victim = land.dst / name if outside else test_hostile.pick(land, name, chain)
+    victim = land.dst / name if outside else hostile.pick(land, name, chain)
     prepared = land.top / "prepared"
     subprocess.run(["cp", "-a", land.dst, prepared], check=True)
     wrong = []
-    for how in [how for how in test_hostile.HOW if how not in ("file", "directory")]:
+    for how in [how for how in hostile.HOW if how not in ("file", "directory")]:
         subprocess.run(["rm", "-rf", land.dst], check=True)
         subprocess.run(["cp", "-a", prepared, land.dst], check=True)
-        test_hostile.put(how, victim, land)
+        hostile.put(how, victim, land)
         before = land.canaries()
         result = btw("sync", land.dst)
         gone = result == SILENCE and not any(
@@ -742,7 +734,7 @@ def test_nothing_of_outside_is_sent(btw: Btw, land: test_hostile.Land, repositor
     for snapshot in snapshots(repository):
         restic(repository, "restore", str(snapshot["id"]), f"--target={restored}")
     for path in restored.rglob("*"):
-        if path.is_file() and test_hostile.MARK in path.read_bytes():
+        if path.is_file() and hostile.MARK in path.read_bytes():
             wrong.append(f"a secret was sent: {path}")
     assert not wrong, "\n".join(wrong)
 

@@ -12,9 +12,7 @@ import pytest
 
 from btw_backup.postgres import dumped_database, same_dump, same_globals
 
-from .postgres_servers import Installation, MakeDatabase, Server, Start
-
-pytest_plugins = ["tests.postgres_servers"]
+from .helpers.postgres_servers import Installation, MakeDatabase, Server, Start
 
 DATABASE = "compared"
 CONTENT = """

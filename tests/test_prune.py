@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Btw, Result
-from .faults import CHANGING, parse_trace, tracing
+from .faults.tracing import CHANGING, parse_trace, tracing
+from .helpers.running import Btw, Result
 
 START = datetime(2025, 3, 1, 12, tzinfo=UTC)
 SILENCE = Result(0, "", "")

@@ -14,7 +14,7 @@ import pytest
 from btw_backup import fingerprint
 from btw_backup.tarball import Source
 
-from .conftest import Btw, Result
+from .helpers.running import Btw, Result
 
 # With this PATH no tar can run: what succeeds has read no file.
 NO_TAR = {"PATH": "/nonexistent"}

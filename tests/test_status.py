@@ -16,8 +16,8 @@ from btw_backup import monitoring, status
 from btw_backup.monitoring import Facts, Report, State, judge, line, worst
 from btw_backup.status import last_unchanged
 
-from .conftest import Btw
-from .test_list import rdiff_backup
+from .helpers.destinations import rdiff_backup
+from .helpers.running import Btw
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)

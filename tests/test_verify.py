@@ -17,11 +17,9 @@ import pytest
 
 from btw_backup.cli import main
 
-from . import trees
-from .conftest import Btw, Result
-from .postgres_servers import MakeDatabase, Server
-
-pytest_plugins = ["tests.postgres_servers"]
+from .helpers import trees
+from .helpers.postgres_servers import MakeDatabase, Server
+from .helpers.running import Btw, Result
 
 PROG = "btw_backup"
 SILENCE = Result(0, "", "")

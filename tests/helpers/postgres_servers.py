@@ -2,8 +2,6 @@
 
 Each is started at its first use, once per worker, listens on a Unix socket in a short temporary
 directory only, and ends with the worker. A major of the package that can't be run is a failure.
-
-PYTEST_DONT_REWRITE: test modules import this before they name it in pytest_plugins.
 """
 
 import importlib.util

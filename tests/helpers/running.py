@@ -1,0 +1,53 @@
+"""Ways to run the program, and programs that wait until a test lets them go on."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Result(NamedTuple):
+    """How a run ended, and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+Btw = Callable[..., Result]
+
+
+class Gate:
+    """A program that waits when it is run, until it is opened."""
+
+    def __init__(self, top: Path, program: str, then: str = "") -> None:
+        top.mkdir()
+        self._go, self._started = top / "go", top / "started"
+        script = top / program
+        script.write_text(
+            f'#!/bin/sh\ntouch "{self._started}"\nwhile [ ! -e "{self._go}" ]; do sleep 0.02; done\n{then}\n'
+            f'exec {shutil.which(program)} "$@"\n'
+        )
+        script.chmod(0o755)
+        self.env = {"PATH": f"{top}:{os.environ['PATH']}"}
+
+    def open(self) -> None:
+        self._go.touch()
+
+    def reached(self) -> None:
+        """Wait until the program was run."""
+        deadline = time.monotonic() + 30
+        while not self._started.exists():
+            assert time.monotonic() < deadline, "it never ran"
+            time.sleep(0.01)
+
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err
