@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from .helpers.destinations import listed
 from .helpers.hostile import Land
 from .helpers.running import Btw, Result, Start
 
@@ -101,3 +103,38 @@ def land() -> Iterator[Land]:
     top.chmod(0o755)
     yield Land(top)
     subprocess.run(["rm", "-rf", top], check=True)
+
+
+@pytest.fixture
+def initialised(btw: Btw, src: Path) -> Path:
+    """The source, with a working directory of the rdiff type."""
+    assert btw("fs-init", "--type", "rdiff", src, "name").status == 0
+    return src
+
+
+@pytest.fixture
+def two_points(btw: Btw, initialised: Path, dst: Path) -> Path:
+    """A chain of a full backup and an incremental, and a source that has changed since."""
+    for number in range(2):
+        (initialised / "file").write_text(f"state {number}\n")
+        assert btw("fs", initialised, dst).status == 0
+    (initialised / "file").write_text("state 2\n")
+    return dst / listed(btw, dst)[0]
+
+
+def populate(src: Path) -> None:
+    (src / "sub").mkdir(parents=True)
+    (src / "file").write_text("content\n")
+    (src / "sub" / "other").write_text("more\n")
+    (src / "link").symlink_to("file")
+    (src / "cache").mkdir()
+
+
+@pytest.fixture(scope="session")
+def settled_sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Sources whose timestamps all lie more than two seconds back: one wait for all tests."""
+    sources = [tmp_path_factory.mktemp("settled") / "src" for _ in range(60)]
+    for src in sources:
+        populate(src)
+    time.sleep(2.1)
+    return iter(sources)
