@@ -249,7 +249,7 @@ def test_at_a_time_before_the_oldest_point(btw: Btw, moments: Path, target: Path
 )
 def test_at_something_that_is_no_time(btw: Btw, moments: Path, target: Path, at: str) -> None:
     result = btw("fs-restore", "--at", at, moments, target)
-    assert result.status in (1, 2) and repr(at) in result.err
+    assert result.status == 1 and repr(at) in result.err
     assert not target.exists()
 
 
@@ -360,7 +360,7 @@ def test_a_path_that_is_not_there_is_named_and_the_rest_restored(
 def test_a_path_that_leads_out_is_refused(btw: Btw, src: Path, dst: Path, target: Path, path: str) -> None:
     add_plain(src, dst)
     result = btw("fs-restore", dst, target, "file", path)
-    assert result.status in (1, 2) and repr(path) in result.err
+    assert result.status == 1 and repr(path) in result.err
     assert not target.exists()
 
 
