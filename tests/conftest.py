@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -57,7 +57,13 @@ def dst(tmp_path: Path) -> Path:
 def btw(config_dir: Path) -> Btw:
     """Run ``btw-backup`` with the configuration directory; ``env`` is added to the environment."""
 
-    def run(*args: str | Path, env: dict[str, str] | None = None, **settings: object) -> Result:
+    def run(
+        *args: str | Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        umask: int = -1,
+        preexec_fn: Callable[[], object] | None = None,
+    ) -> Result:
         done = subprocess.run(
             [sys.executable, "-m", "btw_backup", "--config-dir", config_dir, *args],
             capture_output=True,
@@ -66,7 +72,9 @@ def btw(config_dir: Path) -> Btw:
             timeout=120,
             stdin=subprocess.DEVNULL,
             env={**os.environ, **(env or {})},
-            **settings,  # type: ignore[call-overload]
+            cwd=cwd,
+            umask=umask,
+            preexec_fn=preexec_fn,
         )
         return Result(done.returncode, done.stdout, done.stderr)
 
@@ -78,7 +86,7 @@ def start(config_dir: Path) -> Iterator[Start]:
     """Start a run that goes on in the background."""
     running: list[subprocess.Popen[str]] = []
 
-    def go(*args: str | Path, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    def go(*args: str | Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, "-m", "btw_backup", "--config-dir", config_dir, *args],
             stdin=subprocess.DEVNULL,

@@ -1,7 +1,5 @@
 """The state of a chain, told by the names in rdiff-backup's directory."""
 
-from typing import Any
-
 import pytest
 
 from btw_backup.chain import read_state
@@ -27,6 +25,6 @@ A, B, C = "2026-11-22T22:16:17Z", "2026-11-22T18:16:17-05:00", "2026-11-23T09:16
         ([f"current_mirror.{A}.data", f"mirror_metadata.{B}.snapshot.gz", "chars_to_quote"], ((A,), False)),
     ],
 )
-def test_read_state(names: list[str], state: Any) -> None:
+def test_read_state(names: list[str], state: tuple[tuple[str, ...], bool]) -> None:
     assert read_state(names) == state
     assert read_state(names[::-1]) == state

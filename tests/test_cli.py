@@ -112,7 +112,7 @@ def test_a_database_or_the_globals(btw: Btw, dst: Path, arguments: list[str], te
 
 def test_the_configuration_directory_is_in_the_home_by_default(src: Path, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
-    argv = [SCRIPT, "fs-init", "--type", "tar", src, "name"]
+    argv: list[str | Path] = [SCRIPT, "fs-init", "--type", "tar", src, "name"]
     done = subprocess.run(
         argv, capture_output=True, text=True, env={**os.environ, "HOME": str(tmp_path / "home")}
     )

@@ -276,7 +276,8 @@ def test_backups_of_something_else(
     assert btw("fs", src, tmp_path / "files") == SILENCE
     assert btw("db", "-g", dst, env=one_server.as_superuser) == SILENCE
     before = databases(one_server)
-    for args in ([tmp_path / "files", "new"], ["-g", tmp_path / "files"], ["--create", dst, "new"]):
+    files = str(tmp_path / "files")
+    for args in ([files, "new"], ["-g", files], ["--create", str(dst), "new"]):
         result = btw("db-restore", *args, env=one_server.as_superuser)
         assert result.status == 1 and "does not hold" in result.err
     assert databases(one_server) == before
@@ -365,7 +366,7 @@ def test_a_server_that_is_down(
     btw: Btw, dst: Path, tmp_path: Path, one_server: Server, store: Loaded
 ) -> None:
     store(one_server, "shop")
-    for args in (["--create", dst, "new"], ["--clean", dst, "shop"]):
+    for args in (["--create", str(dst), "new"], ["--clean", str(dst), "shop"]):
         result = btw("db-restore", *args, env={**one_server.as_superuser, "PGHOST": str(tmp_path)})
         assert result.status == 1 and str(tmp_path) in result.err
         assert result.err.splitlines()[-1].startswith(f"{PROG}: ")
@@ -428,7 +429,7 @@ def test_output(
     btw: Btw, dst: Path, tmp_path: Path, one_server: Server, make_database: MakeDatabase, what: str
 ) -> None:
     args = [make_database(one_server, "shop", SMALL)] if what == "database" else ["-g"]
-    stored = []
+    stored: list[bytes] = []
     try:
         for change in ("SELECT 1", "CREATE TABLE more ()", "CREATE ROLE btw_more"):
             one_server.psql(change, "shop" if what == "database" else "postgres")
@@ -444,7 +445,8 @@ def test_output(
         assert btw("db-restore", "--at", name, "--output", file, dst) == SILENCE
         assert file.read_bytes() == content
         assert file.stat().st_mode & 0o777 == 0o600
-        command = [sys.executable, "-m", "btw_backup", "db-restore", "--at", name, "--output", "-", dst]
+        command: list[str | Path] = [sys.executable, "-m", "btw_backup", "db-restore", "--at", name]
+        command += ["--output", "-", dst]
         assert subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout == content
 
 

@@ -198,7 +198,7 @@ class TestRefusals:
 
 
 def test_runs_at_the_same_time_make_one_directory(btw: Btw, config_dir: Path, src: Path) -> None:
-    argv = ["-m", "btw_backup", "--config-dir", config_dir, "fs-init", "--type", "tar", src]
+    argv: list[str | Path] = ["-m", "btw_backup", "--config-dir", config_dir, "fs-init", "--type", "tar", src]
     runs = [
         subprocess.Popen(
             [sys.executable, *argv, f"name{number}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -468,7 +468,16 @@ def test_while_a_backup_is_running(
         states.append(copied(src, tmp_path / f"state {number}"))
     (src / "file").write_text("state 2\n")
     with waiting_program(tmp_path, "rdiff-backup") as (path, started, go):
-        command = [sys.executable, "-m", "btw_backup", "--config-dir", config_dir, "fs", src, dst]
+        command: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "btw_backup",
+            "--config-dir",
+            config_dir,
+            "fs",
+            src,
+            dst,
+        ]
         with subprocess.Popen(command, env={**os.environ, "PATH": path}) as running:
             await_(started.exists)
             with open(dst / ".btw-backup" / "lock") as lock, pytest.raises(BlockingIOError):
@@ -591,7 +600,7 @@ def test_a_restore_that_is_interrupted_looks_incomplete(
 ) -> None:
     backup(src)
     with waiting_program(tmp_path, "tar") as (path, started, _):
-        command = [sys.executable, "-m", "btw_backup", "fs-restore", dst, target]
+        command: list[str | Path] = [sys.executable, "-m", "btw_backup", "fs-restore", dst, target]
         with subprocess.Popen(command, env={**os.environ, "PATH": path}) as running:
             await_(started.exists)
             running.send_signal(signum)
@@ -690,7 +699,16 @@ def test_the_temporary_directory_is_freed_at_a_signal(
     signum: signal.Signals,
 ) -> None:
     with waiting_program(tmp_path, "rdiff-backup") as (path, started, _):
-        command = [sys.executable, "-m", "btw_backup", "fs-restore", "--at", PAIR, pair, target]
+        command: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "btw_backup",
+            "fs-restore",
+            "--at",
+            PAIR,
+            pair,
+            target,
+        ]
         environment = {**os.environ, "PATH": path, "TMPDIR": str(temporary)}
         with subprocess.Popen(command, env=environment) as running:
             await_(started.exists)

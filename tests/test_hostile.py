@@ -56,7 +56,8 @@ def test_something_else_in_its_place(land: Land, btw: Btw, backup: Callable[[], 
         subprocess.run(["cp", "-a", prepared, land.dst], check=True)
         put(how, pick(land, name, chain), land)
         before = land.canaries()
-        for command in (lambda: btw("list", land.dst), backup):
+        commands: list[Callable[[], Result]] = [lambda: btw("list", land.dst), backup]
+        for command in commands:
             try:
                 result = command()
             except subprocess.TimeoutExpired:

@@ -156,7 +156,16 @@ def test_killed_rdiff_backup(btw: Btw, dst: Path, source: Path, points: int, cal
     kill += ["-e", f"inject={traced}:signal=KILL:when={number}"]
     source.mkdir(exist_ok=True)
     (source / "backup.tar").write_text("the last one" * 9000)
-    argv = ["rdiff-backup", "--new", "-v2", "--current-time", str(times[-1]), "backup", source, chain]
+    argv: list[str | Path] = [
+        "rdiff-backup",
+        "--new",
+        "-v2",
+        "--current-time",
+        str(times[-1]),
+        "backup",
+        source,
+        chain,
+    ]
     killed = subprocess.run([*kill, *argv], capture_output=True)
     found = lines(btw, dst)
     assert killed.returncode == -signal.SIGKILL

@@ -92,7 +92,8 @@ def fail() -> bytes:
 
 
 def go_wrong() -> bytes:
-    return b"%d" % {}["missing"]
+    nothing: dict[str, int] = {}
+    return b"%d" % nothing["missing"]
 
 
 def end_by_signal() -> bytes:

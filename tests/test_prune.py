@@ -215,7 +215,17 @@ def test_the_lock(btw: Btw, dst: Path, tarballs: list[str]) -> None:
         assert str(dst) in result.err and len(result.err.splitlines()) == 1
         assert btw("prune", "-n", "--keep-last", "1", dst).status == 0
         assert contents(dst) == before
-        command = [sys.executable, "-m", "btw_backup", "prune", "--wait", "1m", "--keep-last", "1", dst]
+        command: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "btw_backup",
+            "prune",
+            "--wait",
+            "1m",
+            "--keep-last",
+            "1",
+            dst,
+        ]
         with subprocess.Popen(command) as waiting:
             time.sleep(0.5)
             assert waiting.poll() is None
@@ -236,7 +246,7 @@ def test_an_entry_is_whole_or_gone_wherever_it_is_hit(
     newest = add_chain(dst, [4, 5], tmp_path / "stage")
     before = contents(dst)
     copy = tmp_path / "copy"
-    prune = [sys.executable, "-m", "btw_backup", "prune", "--keep-last", "1", copy]
+    prune: list[str | Path] = [sys.executable, "-m", "btw_backup", "prune", "--keep-last", "1", copy]
 
     def hit(calls: set[str], inject: str = "") -> subprocess.CompletedProcess[str]:
         subprocess.run(["cp", "-a", dst, copy], check=True)

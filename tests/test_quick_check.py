@@ -51,6 +51,11 @@ def same_size_and_mtime(src: Path) -> None:
     os.utime(src / "file", ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+def linked_elsewhere(src: Path) -> None:
+    (src / "link").unlink()
+    (src / "link").symlink_to("sub")
+
+
 def replaced_with_same_mtime(src: Path) -> None:
     (src / "new").write_text("CONTENT\n")
     shutil.copystat(src / "file", src / "new")
@@ -69,7 +74,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "an ACL": lambda src: subprocess.run(["setfacl", "-m", "u:1234:r", src / "file"], check=True),
     "an extended attribute": lambda src: os.setxattr(src / "file", "user.name", b"value"),
     "a hard link": lambda src: os.link(src / "file", src / "sub" / "hard"),
-    "a link's target": lambda src: ((src / "link").unlink(), (src / "link").symlink_to("sub")),
+    "a link's target": linked_elsewhere,
     "a tag file": lambda src: (src / "sub" / "NOBACKUP-TAG").touch(),
     "an empty directory": lambda src: (src / "sub" / "empty").mkdir(),
     "mtime": lambda src: os.utime(src / "file", (1, 1)),

@@ -65,7 +65,9 @@ def test_the_newest_is_always_kept(backups: list[Backup], policy: Policy) -> Non
 def test_a_more_generous_policy_never_keeps_less(backups: list[Backup], one: Policy, other: Policy) -> None:
     spans = [policy.within for policy in (one, other) if policy.within is not None]
     counts = [max(pair) for pair in zip(one[:6], other[:6], strict=True)]
-    generous = {d.backup for d in decide(backups, Policy(*counts, max(spans, default=None))) if d.keep}
+    generous = {
+        d.backup for d in decide(backups, Policy._make([*counts, max(spans, default=None)])) if d.keep
+    }
     assert {decision.backup for decision in decide(backups, one) if decision.keep} <= generous
 
 
@@ -197,11 +199,16 @@ def random_series() -> dict[str, list[datetime]]:
 def random_policies(count: int) -> list[Policy]:
     """Each rule alone, and then mixtures."""
     rng = random.Random(44)
-    alone = [Policy(**{word: rng.randrange(2, 9)}) for word in WORDS]
+    alone = [
+        Policy._make([*(rng.randrange(2, 9) if each == word else 0 for each in WORDS), None])
+        for word in WORDS
+    ]
     mixed = [
-        Policy(
-            *[rng.choice([0, 0, 1, 2, 3, 7]) for _ in WORDS],
-            within=rng.choice([None, timedelta(hours=rng.randrange(1, 3000))]),
+        Policy._make(
+            [
+                *[rng.choice([0, 0, 1, 2, 3, 7]) for _ in WORDS],
+                rng.choice([None, timedelta(hours=rng.randrange(1, 3000))]),
+            ]
         )
         for _ in range(count)
     ]

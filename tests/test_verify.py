@@ -64,7 +64,16 @@ def add_point(dst: Path, stage: Path, name: str, content: bytes, hour: int) -> P
     seconds = int(START.timestamp()) + 3600 * hour
     (stage / name).write_bytes(content)
     os.utime(stage / name, (seconds, seconds))
-    argv = ["rdiff-backup", "--new", "-v2", "--current-time", str(seconds), "backup", stage, dst / CHAIN]
+    argv: list[str | Path] = [
+        "rdiff-backup",
+        "--new",
+        "-v2",
+        "--current-time",
+        str(seconds),
+        "backup",
+        stage,
+        dst / CHAIN,
+    ]
     subprocess.run(argv, check=True)
     return dst / CHAIN
 

@@ -6,10 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from .scenes import Scene
@@ -139,9 +139,9 @@ class Case:
             path.unlink()
 
 
-def run(*argv: str | Path, **settings: object) -> bytes:
+def run(*argv: str | Path, stdin: IO[bytes] | None = None, env: Mapping[str, str] | None = None) -> bytes:
     """Run a program that must succeed; raises Broken where it does not."""
-    done = subprocess.run(argv, capture_output=True, timeout=TIMEOUT, **settings)  # type: ignore[call-overload]
+    done = subprocess.run(argv, capture_output=True, timeout=TIMEOUT, stdin=stdin, env=env)
     if done.returncode:
         raise Broken(f"{' '.join(map(str, argv))} exited with {done.returncode}: {done.stderr!r}")
-    return done.stdout  # type: ignore[no-any-return]
+    return done.stdout

@@ -224,7 +224,7 @@ class DbScene(Scene):
     """``db`` of a database, or of the globals."""
 
     globals: bool = False
-    server: postgres_servers.Server = field(default=None)  # type: ignore[assignment]
+    server: postgres_servers.Server = field(init=False, repr=False)
     options: str = ""
 
     @property

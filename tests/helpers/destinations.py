@@ -20,7 +20,16 @@ def rdiff_backup(chain: Path, source: Path, at: int, zone: str = "UTC", content:
     source.mkdir(exist_ok=True)
     (source / "backup.tar").write_text(content or f"content at {at}\n")
     os.utime(source / "backup.tar", (at, at))
-    argv = ["rdiff-backup", "--new", "-v2", "--current-time", str(at), "backup", source, chain]
+    argv: list[str | Path] = [
+        "rdiff-backup",
+        "--new",
+        "-v2",
+        "--current-time",
+        str(at),
+        "backup",
+        source,
+        chain,
+    ]
     subprocess.run(argv, check=True, env={**os.environ, "TZ": zone})
 
 
@@ -63,7 +72,16 @@ def restored(chain: Path, at: str, to: Path) -> dict[str, bytes]:
     """What a point of a chain holds, by rdiff-backup and tar alone, from a copy of the chain."""
     to.mkdir()
     subprocess.run(["cp", "-a", chain, to / "chain"], check=True)
-    argv = ["rdiff-backup", "--new", "-v0", "restore", "--at", f"{at}Z", to / "chain", to / "out"]
+    argv: list[str | Path] = [
+        "rdiff-backup",
+        "--new",
+        "-v0",
+        "restore",
+        "--at",
+        f"{at}Z",
+        to / "chain",
+        to / "out",
+    ]
     subprocess.run(argv, check=True, cwd=to)
     (to / "tree").mkdir()
     subprocess.run(["tar", "-C", to / "tree", "-xpf", to / "out" / "backup.tar"], check=True)

@@ -64,10 +64,11 @@ class Server:
         settings = ["--encoding=UTF8", "--no-locale", f"--auth={authentication}", "--no-sync"]
         self.run("initdb", f"--pgdata={self._data}", f"--username={self.superuser}", *settings)
         self._log = self.directory / "log"
+        argv: list[str | Path] = [*(_DROP if AS_ROOT else ["setpriv"]), "--pdeathsig=QUIT"]
+        argv += [self.bin / "postgres", "-D", self._data, "-k", self.socket, "-h", "", *_FAST]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [*(_DROP if AS_ROOT else ["setpriv"]), "--pdeathsig=QUIT", self.bin / "postgres"]
-                + ["-D", self._data, "-k", self.socket, "-h", "", *_FAST],
+                argv,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

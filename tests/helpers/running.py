@@ -4,9 +4,9 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 
 class Result(NamedTuple):
@@ -17,7 +17,17 @@ class Result(NamedTuple):
     err: str
 
 
-Btw = Callable[..., Result]
+class Btw(Protocol):
+    """Runs ``btw-backup`` to its end; ``env`` is added to the environment."""
+
+    def __call__(
+        self,
+        *args: str | Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        umask: int = -1,
+        preexec_fn: Callable[[], object] | None = None,
+    ) -> Result: ...
 
 
 class Gate:
@@ -45,7 +55,10 @@ class Gate:
             time.sleep(0.01)
 
 
-Start = Callable[..., subprocess.Popen[str]]
+class Start(Protocol):
+    """Starts ``btw-backup``, which goes on in the background; ``env`` is added to the environment."""
+
+    def __call__(self, *args: str | Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]: ...
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:

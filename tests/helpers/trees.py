@@ -101,7 +101,7 @@ def assert_same(one: Path, other: Path) -> None:
 def untar(tarball: Path, into: Path) -> Path:
     """Extract with plain tar, as the administrator does it by hand. Returns ``into``."""
     into.mkdir()
-    argv = [
+    argv: list[str | Path] = [
         "tar",
         "--force-local",
         "-xp",
