@@ -3,13 +3,12 @@
 import random
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..helpers import postgres_servers
-from .case import Broken, run
+from .case import Broken
 from .faults import (
     ERRORS,
     SIGNALS,
@@ -53,16 +52,6 @@ def attempt(scene: Scene, fault: Fault) -> list[str] | None:
             if isinstance(fault, SmallDisk):
                 fault.give_back(case)
         return wrong
-
-
-def _can_mount(top: Path) -> bool:
-    """Whether small disks can be tried: root may not mount either, in a container."""
-    point = top / "disk"
-    point.mkdir(exist_ok=True)
-    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", point], capture_output=True).returncode:
-        return False
-    run("umount", point)
-    return True
 
 
 def faults_of(scene: Scene, rng: random.Random, *, quick: bool) -> list[Fault]:
