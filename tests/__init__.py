@@ -1,4 +1,4 @@
-"""The tests. What they share is in ``helpers``, whose assertions are as talkative as theirs."""
+"""The tests. Pytest explains failed assertions of ``helpers`` as it does those of test modules."""
 
 import pytest
 

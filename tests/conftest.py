@@ -1,4 +1,4 @@
-"""What all tests share: the real command, run as a process, out of reach of the user's own files."""
+"""Fixtures of all tests: the real command, run as a process, out of reach of the user's own files."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ pytest_plugins = ["tests.helpers.postgres_servers", "tests.helpers.repositories"
 
 @pytest.fixture(scope="session", autouse=True)
 def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A HOME of its own, and fixed time zone and language."""
+    """Set a HOME of its own, and a fixed time zone and language."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("TZ", "UTC")
@@ -107,6 +107,7 @@ def start(config_dir: Path) -> Iterator[Start]:
 
 @pytest.fixture
 def land() -> Iterator[Land]:
+    """A destination that belongs to another user, who can reach it."""
     top = Path(tempfile.mkdtemp(prefix="btw-hostile-"))
     top.chmod(0o755)
     yield Land(top)
@@ -115,14 +116,14 @@ def land() -> Iterator[Land]:
 
 @pytest.fixture
 def initialised(btw: Btw, src: Path) -> Path:
-    """The source, with a working directory of the rdiff type."""
+    """Initialise a working directory of type rdiff. Returns its source."""
     assert btw("fs-init", "--type", "rdiff", src, "name").status == 0
     return src
 
 
 @pytest.fixture
 def two_points(btw: Btw, initialised: Path, dst: Path) -> Path:
-    """A chain of a full backup and an incremental, and a source that has changed since."""
+    """A chain with a full backup and an incremental; the source has changed since."""
     for number in range(2):
         (initialised / "file").write_text(f"state {number}\n")
         assert btw("fs", initialised, dst).status == 0
@@ -140,7 +141,7 @@ def populate(src: Path) -> None:
 
 @pytest.fixture(scope="session")
 def settled_sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Sources whose timestamps all lie more than two seconds back: one wait for all tests."""
+    """Sources whose timestamps are all more than two seconds old; all tests share one wait."""
     sources = [tmp_path_factory.mktemp("settled") / "src" for _ in range(60)]
     for src in sources:
         populate(src)

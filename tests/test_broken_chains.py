@@ -16,7 +16,7 @@ NO_MORE = "cannot add to the chain"
 
 
 def started_anew(btw: Btw, source: Path, dst: Path, tmp_path: Path) -> None:
-    """Check that the next backup starts a chain and says so once, and the old one stays as it is."""
+    """Check that the next backup starts a chain and warns once, and the old chain stays as it is."""
     before, old = listed(btw, dst), visible(dst)
     assert not any("1969" in line or "1970" in line for line in before)
     result = btw("fs", source, dst)
@@ -66,7 +66,7 @@ def test_rdiff_backup_was_killed_in_the_chain(
     )
     calls = [call for call in parse_trace(trace.read_text(errors="replace")) if "traced" in call.text]
     interrupted = 0
-    # At the rename that publishes the second marker, and at some before and after it.
+    # The rename that publishes the second marker, and some calls before and after it.
     for call in calls[:: max(1, len(calls) // 8)] + calls[-3:]:
         copy = tmp_path / "copy"
         subprocess.run(["cp", "-a", dst, copy], check=True)

@@ -1,4 +1,4 @@
-"""The state of a chain, told by the names in rdiff-backup's directory."""
+"""The state of a chain, read from the names in rdiff-backup's directory."""
 
 import pytest
 

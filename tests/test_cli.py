@@ -129,7 +129,7 @@ def test_a_relative_configuration_directory(btw: Btw, src: Path, tmp_path: Path)
 
 
 def found_here() -> dict[str, str]:
-    """For runs from another directory."""
+    """Return an environment for runs from another directory."""
     return {"PYTHONPATH": os.getcwd()}
 
 
@@ -153,7 +153,7 @@ class TestOutputThatCannotBeWritten:
 
     @pytest.fixture
     def full(self, dst: Path) -> Path:
-        """A destination whose list is longer than a pipe holds."""
+        """A destination whose list does not fit into a pipe's buffer."""
         for number in range(4000):
             (dst / f"2026-11-{number // 3600 + 1:02}T00:{number // 60 % 60:02}:{number % 60:02}.tbz").touch()
         return dst
@@ -171,7 +171,7 @@ class TestOutputThatCannotBeWritten:
     @pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
     @pytest.mark.parametrize("names", [[], ["2026-11-22T22:16:17.tbz"]], ids=["empty", "filled"])
     def test_closed_descriptors(self, dst: Path, redirection: str, names: list[str]) -> None:
-        """A daemon may start us so. What nobody can read is no error: Python then prints nothing."""
+        """A daemon may start us like that. Output to a closed descriptor vanishes, and is no error."""
         for name in names:
             (dst / name).touch()
         result = self.run(f"list {dst}", redirection)
@@ -186,7 +186,7 @@ class TestOutputThatCannotBeWritten:
         assert self.run(f"list {dst}/missing", redirection) == Result(1, "", "")
 
     def test_a_backup_with_all_descriptors_closed(self, src: Path, dst: Path, config_dir: Path) -> None:
-        """Nothing that a program of ours says ends up in a file of the backup."""
+        """No output of a program that ours runs ends up in a file of the backup."""
         prefix = f"--config-dir {config_dir}"
         assert self.run(f"{prefix} fs-init --type rdiff {src} name", "").status == 0
         for _ in range(2):

@@ -87,7 +87,7 @@ def test_destinations_side_by_side(
         for source, destination, gate in zip(sources, destinations, gates, strict=True)
     ]
     for gate in gates:
-        gate.reached()  # both are at work now
+        gate.reached()  # both are running now
     for gate in gates:
         gate.open()
     assert [ended(run) for run in runs] == [(0, ""), (0, "")]

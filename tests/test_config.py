@@ -14,7 +14,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 @pytest.fixture
 def config(config_dir: Path, src: Path) -> Path:
-    """The path of a configuration file for ``src``; the working directory is there."""
+    """The path of a configuration file for ``src``; its working directory exists."""
     work = config_dir / "test.0123"
     (work / "backup").mkdir(mode=0o700, parents=True)
     (work / "src").symlink_to(src)
@@ -22,13 +22,13 @@ def config(config_dir: Path, src: Path) -> Path:
 
 
 def check_failed(result: Result, *lines: str) -> None:
-    """Fail unless the run said these lines, in which ``…`` stands for anything, and nothing else."""
+    """Fail unless the run printed exactly these lines, in which ``…`` stands for anything."""
     pattern = "".join(re.escape(f"btw_backup: {line}").replace("…", ".*") + "\n" for line in lines)
     assert (result.status, result.out) == (1, "")
     assert re.fullmatch(pattern, result.err), result.err
 
 
-class TestFaults:
+class TestErrors:
     @pytest.mark.parametrize(
         ("name", "values"),
         [
@@ -120,7 +120,7 @@ class TestFaults:
         check_failed(btw("fs", src, dst), f"{config}:…")
 
     def test_database_options(self, btw: Btw, config_dir: Path, dst: Path) -> None:
-        """TYPE and its like are for filesystem backups only."""
+        """TYPE and similar options are for filesystem backups only."""
         config_dir.mkdir()
         path = config_dir / "shop.py"
         path.write_text(

@@ -1,4 +1,4 @@
-"""``btw-backup db-restore`` with real servers of every version that there is."""
+"""``btw-backup db-restore`` with real servers of every version on this machine."""
 
 import os
 import subprocess
@@ -70,7 +70,7 @@ def store(btw: Btw, dst: Path, make_database: MakeDatabase) -> Callable[..., lis
 
 @pytest.fixture
 def dropping() -> Iterator[Callable[[Server, str], str]]:
-    """Drop a database after the test, if it then exists. Gives the name back."""
+    """Drop a database after the test, if it exists. Returns its name."""
     made: list[tuple[Server, str]] = []
 
     def note(server: Server, name: str) -> str:
@@ -101,7 +101,7 @@ def the_dump(dst: Path) -> Path:
 
 
 def everything(server: Server) -> str:
-    """Content with the extensions that the server has."""
+    """Return SQL for content that uses the extensions of the server."""
     found = server.psql("SELECT name FROM pg_available_extensions").splitlines()
     extensions = [name for name in EXTENSIONS if name in found]
     assert extensions
@@ -301,7 +301,7 @@ OWNED = f"""
 
 
 def without_owner(store: Loaded, server: Server, sql: str) -> None:
-    """Store a database of which a part belongs to a role, and drop the role."""
+    """Back up a database with objects that belong to a role, and drop the role."""
     try:
         store(server, "shop", sql)
     finally:
@@ -396,7 +396,7 @@ def test_globals_in_another_cluster(
         for _ in range(2):
             assert btw("db-restore", "-g", dst, env=peer_server.environment) == SILENCE
             assert peer_server.globals() == expected
-        peer_server.psql('DROP ROLE "Btw Member"')  # what is missing alone comes back
+        peer_server.psql('DROP ROLE "Btw Member"')  # only what is missing comes back
         assert btw("db-restore", "-g", dst, env=peer_server.environment) == SILENCE
         assert peer_server.globals() == expected
     finally:
@@ -512,7 +512,7 @@ def test_run_as_is_all_that_peer_authentication_takes(
 ) -> None:
     make_database(peer_server, "peer", SMALL)
     configure(config_dir, "peer", f"RUN_AS = {ACCOUNT.pw_name!r}\n")
-    private = tmp_path / "private"  # where the other account can't go
+    private = tmp_path / "private"  # the other account has no access to it
     private.mkdir(mode=0o700)
     environment = peer_server.environment
     assert btw("db", "peer", dst, env=environment, cwd=private) == SILENCE

@@ -1,4 +1,4 @@
-"""Fingerprints of trees: whatever changes gives another, and what cannot be told gives none."""
+"""Fingerprints of trees: every change gives another one, and a tree that cannot be walked has none."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ def take(src: Path) -> fingerprint.Fingerprint | None:
 
 
 def test_times_in_the_future_are_never_settled(settled_sources: Iterator[Path]) -> None:
-    """As after a clock that went back, or a file from a machine that is ahead."""
+    """A clock was set back, for example, or the file is from a machine whose clock is ahead."""
     src = next(settled_sources)
     found = take(src)
     assert found is not None and found.settled

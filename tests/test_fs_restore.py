@@ -1,4 +1,4 @@
-"""``btw-backup fs-restore``: what comes back is what was there, or it is said that it is not."""
+"""``btw-backup fs-restore`` gives back what was there, or reports that it cannot."""
 
 import fcntl
 import io
@@ -36,7 +36,7 @@ Backup = Callable[..., list[str]]
 
 @pytest.fixture
 def backup(btw: Btw, config_dir: Path, dst: Path) -> Backup:
-    """Back up a source as a kind of ``KINDS``. Returns the points' names."""
+    """Back up a source as one of ``KINDS``. Returns the points' names."""
 
     def run(source: Path, kind: str = "rdiff", **options: Any) -> list[str]:
         work = config_dir / "test.0123"
@@ -63,13 +63,13 @@ def points(btw: Btw, dst: Path) -> list[str]:
 
 
 def copied(source: Path, to: Path) -> Path:
-    """A copy by cp, with all that it has."""
+    """Copy a source with all its attributes. Returns ``to``."""
     subprocess.run(["cp", "-a", source, to], check=True)
     return to
 
 
 def texts(top: Path) -> dict[str, str]:
-    """The content of every file, by its path."""
+    """Map the path of every file to its content."""
     return {str(path.relative_to(top)): path.read_text() for path in top.rglob("*") if path.is_file()}
 
 
@@ -81,7 +81,7 @@ def flip(path: Path, where: float = 0.5) -> None:
 
 
 def rdiff_backup(archive: Path, chain: Path, at: datetime, *prefix: str, zone: str = "UTC") -> None:
-    """Add a point to a chain by the old command line of rdiff-backup, that of the original tool."""
+    """Add a point to a chain with rdiff-backup's old command line, as the original tool did."""
     os.utime(archive, (at.timestamp(), at.timestamp()))
     argv = ["rdiff-backup", "--current-time", str(int(at.timestamp())), archive.parent, chain]
     environment = {**os.environ, "TZ": zone}
@@ -89,7 +89,7 @@ def rdiff_backup(archive: Path, chain: Path, at: datetime, *prefix: str, zone: s
 
 
 def archived(source: Path, into: Path) -> Path:
-    """An archive as the original tool made it."""
+    """Make an archive as the original tool did."""
     into.mkdir(exist_ok=True)
     flags = ["--acls", "--xattrs", "--xattrs-include=*", "--sparse", "--format=posix"]
     subprocess.run(["tar", *flags, "-C", source, "-cf", into / "backup.tar", "."], check=True)
@@ -126,7 +126,7 @@ def test_every_point_of_every_kind_comes_back(
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Kolkata", "America/New_York"])
 def test_chains_that_the_original_made(btw: Btw, src: Path, dst: Path, tmp_path: Path, zone: str) -> None:
     start = datetime(2020, 2, 29, 23, 30, tzinfo=UTC)
-    # It took the name before rdiff-backup took its own time.
+    # The original tool chose the name before rdiff-backup chose the time of the point.
     chain = dst / f"{start - timedelta(seconds=2):%Y-%m-%dT%H:%M:%S}"
     for number in range(4):
         (src / "file").write_text(f"state {number}\n")
@@ -272,13 +272,13 @@ ODD = [
 
 
 def add_plain(source: Path, dst: Path) -> None:
-    """A tarball that is not compressed, as plain tar makes it."""
+    """Make an uncompressed tarball with plain tar."""
     archived(source, dst).rename(dst / f"{TIMES[0]}.tar")
 
 
 @pytest.fixture
 def odd(src: Path) -> Path:
-    """A source with names that are patterns, options or escapes to somebody, and files that these match."""
+    """A source with names that look like patterns, options or escapes, and files that they would match."""
     for name in [*ODD, "a", "x", "back\nslash"]:
         (src / name).write_text(f"in {name!r}\n")
     (src / "*d").mkdir()
@@ -333,7 +333,7 @@ def test_a_path_of_an_older_point(btw: Btw, backup: Backup, src: Path, dst: Path
 def test_one_name_of_a_file_that_has_two(
     btw: Btw, backup: Backup, src: Path, dst: Path, target: Path, kind: str, name: str
 ) -> None:
-    """An archive holds the content under one of the names only."""
+    """An archive holds the content under only one of the names."""
     (src / "one").write_text("linked\n")
     os.link(src / "one", src / "two")
     backup(src, kind)
@@ -460,7 +460,7 @@ def test_from_a_read_only_disk(
 def test_while_a_backup_is_running(
     btw: Btw, backup: Backup, src: Path, dst: Path, tmp_path: Path, config_dir: Path
 ) -> None:
-    """Stopped where the new point is made in the copy of the chain."""
+    """The backup is stopped while it makes the new point in the copy of the chain."""
     states = []
     for number in range(2):
         (src / "file").write_text(f"state {number}\n")
@@ -493,7 +493,7 @@ def test_while_a_backup_is_running(
 
 @contextmanager
 def waiting_program(top: Path, program: str) -> Iterator[tuple[str, Path, Path]]:
-    """A PATH in which a program waits when it is run; what then exists, and what it waits for."""
+    """Yield a PATH in which a program waits, the file that it makes first, and the file that it waits for."""
     (top / "bin").mkdir()
     started, go = top / "started", top / "go"
     script = top / "bin" / program
@@ -542,7 +542,7 @@ COMMON = random.Random(0).randbytes(100_000)
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A destination with a chain of two points that have something in common, and much that they don't."""
+    """A destination with a chain of two points that share a part of their content."""
     top = tmp_path_factory.mktemp("pair")
     source = top / "source"
     for path in (source, top / "dst"):
@@ -740,7 +740,7 @@ def test_a_full_temporary_directory(btw: Btw, pair: Path, target: Path, temporar
 def test_every_listed_point_of_an_interrupted_chain(
     btw: Btw, src: Path, dst: Path, tmp_path: Path, temporary: Path, good: int
 ) -> None:
-    """Killed while it added a point; with one good point it is stuck, or not, by where it was killed."""
+    """rdiff-backup is killed at several places while it adds a point."""
     start = datetime(2025, 1, 1, tzinfo=UTC)
     chain = tmp_path / "good" / f"{start:%Y-%m-%dT%H:%M:%S}"
     chain.parent.mkdir()

@@ -1,4 +1,4 @@
-"""The destination's owner, or the source's, wants root to do what only root can."""
+"""The owner of the destination or of the source tries to make root do what only root can do."""
 
 import gzip
 import os
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root and anothe
 
 @pytest.fixture
 def backup(land: Land, btw: Btw) -> Callable[[], Result]:
-    """One backup of the source into the user's destination, given to the user."""
+    """Back up the source into the user's destination, and give the backup to the user."""
     return lambda: btw("fs", "-u", USER, land.src, land.dst)
 
 
@@ -87,7 +87,7 @@ def test_something_else_in_a_tarballs_place(
     before = land.canaries()
     listing, result = btw("list", land.dst), backup()
     assert listing.status == 0
-    # What is a regular file of any kind can be replaced by a new tarball beside it; the rest is refused.
+    # A regular file, whoever owns it, does not hinder the next backup; anything else is refused.
     regular = how == "file" or "hard link" in how
     assert result.status == (0 if regular else 1)
     assert "Traceback" not in listing.err + result.err
@@ -99,7 +99,7 @@ def test_something_else_in_a_tarballs_place(
 def test_a_secret_is_not_given_away_by_a_hard_link(
     land: Land, btw: Btw, backup: Callable[[], Result], large: bool
 ) -> None:
-    """A file of root's, linked into the chain, must not come back as a file of the user's."""
+    """A file of root that is linked into the chain must not become a file of the user."""
     chain = fill(land, btw, backup, "rdiff")
     os.link(land.roots / ("large" if large else "small"), land.dst / chain / DATA / "extra")
     before = land.canaries()
@@ -132,7 +132,7 @@ while True:
 
 @contextmanager
 def swapping(path: Path, other: Path) -> Iterator[None]:
-    """The user puts a link in the place of ``path``, and takes it away, all the time."""
+    """Let the user replace ``path`` by a link and put it back, again and again."""
     argv = ["setpriv", f"--reuid={ids()[0]}", f"--regid={ids()[1]}", "--clear-groups", "/usr/bin/python3"]
     aside = path.with_name(path.name + ".aside")
     process = subprocess.Popen([*argv, "-c", SWAPPER, path, other, aside], stdout=subprocess.PIPE, cwd="/")
@@ -165,7 +165,7 @@ def test_names_are_swapped_while_root_works(
     before = land.canaries()
     with swapping(path, other):
         for number in range(6):
-            if number % 2:  # else a note in log.txt is all there is to write
+            if number % 2:  # otherwise it only writes a line to log.txt
                 change(land, number)
             result = backup()
             assert result.status in (0, 1), result
@@ -208,7 +208,7 @@ def test_metadata_that_names_other_files(
     result = backup()
     assert land.canaries() == before
     assert land.leaks() == []
-    # Refused; or taken for damaged, so that rdiff-backup is kept away from it.
+    # Refused, or treated as damaged, so that rdiff-backup never sees it.
     if padding and result.status == 0:
         assert "cannot add to the chain" in result.err
         assert (land.dst / "log.txt").read_text().count(chain) == 1
@@ -223,7 +223,7 @@ def test_metadata_that_names_other_files(
 def test_metadata_that_its_owner_could_still_write(
     land: Land, btw: Btw, backup: Callable[[], Result], suffix: str
 ) -> None:
-    """Large files are shared with the chain, by hard links: what was checked must not be one of them."""
+    """The copy that root checks shares large files with the chain; metadata must not be shared."""
     chain = fill(land, btw, backup, "rdiff")
     [path] = (land.dst / chain / DATA).glob(f"mirror_metadata.*.{suffix}.gz")
     text = gzip.decompress(path.read_bytes())
@@ -354,7 +354,7 @@ def test_a_growing_file(land: Land, btw: Btw, backup: Callable[[], Result], kind
 def test_a_directory_is_swapped_with_a_link_while_read(
     land: Land, btw: Btw, backup: Callable[[], Result]
 ) -> None:
-    """The owner of a part of the source must not get root's files into the archive that way."""
+    """The owner of a part of the source must not get root's files into the archive."""
     theirs = land.src / "theirs"
     theirs.mkdir()
     inner = theirs / "inner"

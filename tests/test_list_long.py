@@ -29,7 +29,7 @@ KEYS = {
 
 
 def listed(btw: Btw, dst: Path) -> list[dict[str, Any]]:
-    """What ``--json`` prints, each object of the documented form."""
+    """Return the objects that ``--json`` prints, and check that each has the documented form."""
     result = btw("list", "--json", dst)
     assert (result.status, result.err) == (0, "")
     points: list[dict[str, Any]] = json.loads(result.out)
@@ -92,7 +92,7 @@ def test_objects() -> None:
 
 
 def test_a_chain(btw: Btw, dst: Path, chain: Path) -> None:
-    """The sum over the points is what the chain takes, but for what belongs to none of them."""
+    """The sizes of the points add up to that of the chain, but for what belongs to no point."""
     points = listed(btw, dst)
     assert [point["backup"] for point in points] == [chain.name] * 3
     assert [point["kind"] for point in points] == ["full", "incremental", "incremental"]

@@ -1,4 +1,4 @@
-"""``btw-backup prune`` on real destinations: what no rule keeps goes, and nothing else, whatever kills it."""
+"""``btw-backup prune`` on real destinations removes what no rule keeps and nothing else, even if killed."""
 
 import fcntl
 import os
@@ -25,7 +25,7 @@ def name_of(day: int) -> str:
 
 
 def add_tarball(dst: Path, day: int, ending: str = ".tbz") -> str:
-    """A tarball of that day, and its checksum where it has one."""
+    """Make a tarball of that day, with a checksum if it is not compressed."""
     path = dst / f"{name_of(day)}{ending}"
     path.write_bytes(b"it is not read\n")
     if ending == ".tar":
@@ -35,7 +35,7 @@ def add_tarball(dst: Path, day: int, ending: str = ".tbz") -> str:
 
 
 def add_chain(dst: Path, days: Sequence[int], stage: Path) -> str:
-    """A chain with a point on each of those days."""
+    """Make a chain with a point on each of those days."""
     stage.mkdir(exist_ok=True)
     chain = dst / name_of(days[0])
     for day in days:
@@ -51,7 +51,7 @@ def add_chain(dst: Path, days: Sequence[int], stage: Path) -> str:
 
 
 def contents(top: Path) -> dict[str, bytes | None]:
-    """Everything in a destination that is not private: the content of files, None for the rest."""
+    """Map everything outside the private directory to its content, or None if it is no file."""
     found = {str(path.relative_to(top)): path for path in top.rglob("*")}
     return {
         name: path.read_bytes() if path.is_file() else None
@@ -199,7 +199,7 @@ def test_what_btw_backup_did_not_make_stays(btw: Btw, dst: Path, tarballs: list[
 def test_a_checksum_that_an_administrator_made_stays(
     btw: Btw, dst: Path, tarballs: list[str], of: int
 ) -> None:
-    """btw-backup makes none for a tarball that is compressed."""
+    """btw-backup makes none for a compressed tarball."""
     (dst / f"{name_of(of)}.tbz.sha256").write_text("mine\n")
     assert btw("prune", "--keep-last", "1", dst) == SILENCE
     assert entries(dst) == sorted([f"{name_of(of)}.tbz.sha256", tarballs[4]])
@@ -259,7 +259,7 @@ def test_an_entry_is_whole_or_gone_wherever_it_is_hit(
     shutil.rmtree(copy)
     removals = [call for call in calls if call.name.startswith("rename")]
     assert len(removals) == 3
-    # Each rename, and every other of what else changes the destination.
+    # Each rename, and a sample of the other calls that change the destination.
     hits = sorted({*removals, *calls[:: 4 if "KILL" in fault else 6]})
     gone = set()
     for call in hits:

@@ -1,4 +1,4 @@
-"""The fast way is never a wrong way: whatever changes is stored, although no file is read in vain."""
+"""The quick check is never wrong: whatever changes is stored, and no file is read in vain."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ import pytest
 
 from .helpers.running import Btw, Result
 
-# With this PATH no tar can run: what succeeds has read no file.
+# With this PATH tar cannot run, so a run that succeeds has read no file.
 NO_TAR = {"PATH": "/nonexistent"}
 
 
@@ -89,7 +89,9 @@ def test_a_change_is_stored(setup: Setup, change: str) -> None:
 
 
 def test_what_changed_back_is_no_change_and_leaves_nothing(setup: Setup) -> None:
-    (setup.src / "large").write_bytes(os.urandom(100_000))  # so that its backup is hard-linked, not copied
+    (setup.src / "large").write_bytes(
+        os.urandom(100_000)
+    )  # large enough that its backup is hard-linked, not copied
     time.sleep(2.1)
     assert setup.run("fs", setup.src, setup.dst).status == 0
     before = setup.points(), names_below(setup.dst)
@@ -130,7 +132,7 @@ def test_the_newest_backup_is_removed(setup: Setup) -> None:
 
 
 def test_the_newest_backup_is_replaced(setup: Setup) -> None:
-    """The replacement has name, size and mtime of the original, and other content."""
+    """The replacement has the name, size and mtime of the original, but other content."""
     [entry] = setup.dst.glob("2*")
     stored = entry / "backup.tar" if entry.is_dir() else entry
     before = stored.stat()
@@ -168,7 +170,7 @@ def test_a_change_in_what_is_left_out_costs_nothing(setup: Setup) -> None:
 
 
 def test_a_source_that_was_just_changed_is_not_recorded(btw: Btw, src: Path, dst: Path) -> None:
-    """The file could change again within the tick of the clock that the walk has seen."""
+    """The file could change again within the clock tick in which it was walked."""
     assert btw("fs-init", "--type", "rdiff", src, "name").status == 0
     (src / "file").write_text("again\n")
     assert btw("fs", src, dst).status == 0

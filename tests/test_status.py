@@ -1,4 +1,4 @@
-"""``btw-backup status``: what monitors read, and how it behaves where the destination is not ours."""
+"""``btw-backup status``: what monitors read, and how it treats destinations of other users."""
 
 import json
 import os
@@ -48,7 +48,7 @@ METRICS = [
 
 
 def reported(btw: Btw, *args: str | Path) -> tuple[int, list[str]]:
-    """The exit status and the lines, each in the form that monitors read."""
+    """Return the exit status and the lines, and check that each has the form that monitors read."""
     result = btw("status", *args)
     assert result.err == ""
     lines = result.out.splitlines()
@@ -57,7 +57,7 @@ def reported(btw: Btw, *args: str | Path) -> tuple[int, list[str]]:
 
 
 def as_objects(btw: Btw, *args: str | Path) -> tuple[int, list[dict[str, Any]]]:
-    """The exit status, and what ``--json`` prints, each object of the documented form."""
+    """Return the exit status and the objects that ``--json`` prints, each in the documented form."""
     result = btw("status", "--json", *args)
     assert result.err == ""
     found: list[dict[str, Any]] = json.loads(result.out)
@@ -68,7 +68,7 @@ def as_objects(btw: Btw, *args: str | Path) -> tuple[int, list[dict[str, Any]]]:
 
 
 def samples(text: str) -> dict[tuple[str, str], int]:
-    """The values in an exposition, by metric and label, after what a collector insists on."""
+    """Return the values of an exposition by metric and label, and check what a collector insists on."""
     assert text.endswith("\n")
     found: dict[tuple[str, str], int] = {}
     described: dict[str, list[str]] = {}
@@ -181,7 +181,7 @@ def test_the_worst_of_several(btw: Btw, backed_up: Path, tmp_path: Path) -> None
 
 
 def test_space(btw: Btw, dst: Path) -> None:
-    """What du says of the files, hard links once, the private directory included."""
+    """It is what du counts for the files, hard links once, with the private directory."""
     (dst / ".btw-backup").mkdir()
     (dst / ".btw-backup" / "some").write_bytes(os.urandom(50_000))
     os.link(dst / ".btw-backup" / "some", dst / LONG_AGO)
@@ -230,7 +230,7 @@ def test_deep_directories_of_somebody_else(btw: Btw, dst: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
 @pytest.mark.parametrize("hidden", [".", "log.txt", "2001-02-03T04:05:06"])
 def test_what_may_not_be_read_is_unknown(tmp_path: Path, hidden: str) -> None:
-    """But for the private directory, which is root's alone."""
+    """Except for the private directory, which belongs to root alone."""
     dst = Path(tempfile.mkdtemp(prefix="btw-status-"))
     try:
         rdiff_backup(dst / "2001-02-03T04:05:06", tmp_path / "s", 981_173_106)
@@ -248,7 +248,7 @@ def test_what_may_not_be_read_is_unknown(tmp_path: Path, hidden: str) -> None:
 
 
 def as_nobody(dst: Path) -> Report:
-    """What a user sees who may do nothing in particular."""
+    """Return what an ordinary user sees."""
     os.seteuid(65534)
     try:
         return status._report(str(dst), NOW, None, None)

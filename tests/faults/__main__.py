@@ -1,4 +1,4 @@
-"""The command line: tries the faults, and counts the points that they cost."""
+"""The command line: try the faults, and count the points that they cost."""
 
 import argparse
 import os
@@ -18,7 +18,7 @@ from .trying import attempt, faults_of, prepared
 
 
 def one_line(text: str) -> str:
-    """The text without line ends, and not too much of it."""
+    """Return the text in one line, shortened if it is long."""
     shown = " | ".join(text.splitlines())
     return shown if len(shown) < 800 else f"{shown[:500]} ... {shown[-300:]}"
 
@@ -26,7 +26,7 @@ def one_line(text: str) -> str:
 def _try_all(
     scene: Scene, faults: Sequence[Fault], jobs: int, verbose: bool
 ) -> tuple[Counter[str], list[str]]:
-    """Returns how many of each kind came to pass, and what was wrong."""
+    """Try the faults. Returns how many of each kind took effect, and what went wrong."""
     tried: Counter[str] = Counter()
     failures = []
 

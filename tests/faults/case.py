@@ -1,4 +1,4 @@
-"""One copy of what was prepared, on which the program is run."""
+"""One copy of what was prepared, and the runs of the program on it."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ LOST = "lost: "
 
 
 class Ended(NamedTuple):
-    """How a run ended; ``status`` is negative where a signal ended it."""
+    """How a run ended; ``status`` is negative if a signal ended it."""
 
     status: int
     out: str
@@ -33,7 +33,7 @@ class Broken(Exception):
 
 
 class Case:
-    """A copy of an operation's prepared state, on which the program is run."""
+    """A copy of an operation's prepared state; the program runs on it."""
 
     def __init__(self, scene: "Scene", top: Path) -> None:
         self.scene = scene
@@ -59,7 +59,7 @@ class Case:
 
     @contextmanager
     def running(self, prefix: Sequence[str] = ()) -> Iterator[subprocess.Popen[bytes]]:
-        """The operation, running in a session of its own, perhaps under another program."""
+        """Start the operation in a session of its own, under the program that ``prefix`` names, if any."""
         with open(self.top / "out", "wb") as out, open(self.top / "err", "wb") as err:
             process = subprocess.Popen(
                 [*prefix, *self.command(*self.scene.arguments(self))],
@@ -93,7 +93,7 @@ class Case:
         return Ended(999 if problem else status, (self.top / "out").read_text(), err + problem)
 
     def orphans(self) -> list[str]:
-        """The processes of the run that are left although it ended, given a second to go."""
+        """Return the processes that are still there one second after the run has ended."""
         deadline = time.monotonic() + 1
         while left := self._living():
             if time.monotonic() > deadline:
@@ -116,7 +116,7 @@ class Case:
         return found
 
     def list(self) -> tuple[str, ...]:
-        """What ``list`` prints, checked with nothing. Raises Broken."""
+        """Return the lines that ``list`` prints. Raises Broken if it fails."""
         done = subprocess.run(
             self.command("list", self.dst),
             capture_output=True,
@@ -129,7 +129,7 @@ class Case:
         return tuple(done.stdout.splitlines())
 
     def fake(self, program: str, script: str) -> None:
-        """Put a shell script first in PATH, under a program's name; $real is the real one."""
+        """Put a shell script first in PATH, under a program's name; ``$real`` is the real program."""
         path = self.fakes / program
         path.write_text(f"#!/bin/sh\nreal='{shutil.which(program, path=self.scene.path)}'\n{script}\n")
         path.chmod(0o755)
@@ -140,7 +140,7 @@ class Case:
 
 
 def run(*argv: str | Path, stdin: IO[bytes] | None = None, env: Mapping[str, str] | None = None) -> bytes:
-    """Run a program that must succeed; raises Broken where it does not."""
+    """Run a program. Returns its output; raises Broken if it fails."""
     done = subprocess.run(argv, capture_output=True, timeout=TIMEOUT, stdin=stdin, env=env)
     if done.returncode:
         raise Broken(f"{' '.join(map(str, argv))} exited with {done.returncode}: {done.stderr!r}")

@@ -1,4 +1,4 @@
-"""What goes wrong in a run, and how the run must end then."""
+"""What goes wrong in a run, and how the run must end if it does."""
 
 import dataclasses
 import errno
@@ -18,7 +18,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that goes wrong in a run. ``kind`` is what they are counted by."""
+    """Something that goes wrong in a run. The summary counts faults by ``kind``."""
 
     kind = "fault"
 
@@ -28,14 +28,14 @@ class Fault:
         return f"{self.kind} {' '.join(shown)}"
 
     def strike(self, case: Case) -> Ended | None:
-        """Run the operation and hit it. None where the fault did not come to pass."""
+        """Run the operation and hit it. Returns None if the fault took no effect."""
         raise NotImplementedError
 
     def judge(self, case: Case, ended: Ended, there: bool) -> None:
-        """Raise Broken where the run did not end as it should; ``there``: the new point is."""
+        """Raise Broken if the run did not end as it should; ``there``: whether the new point exists."""
 
     def mend(self, case: Case) -> None:
-        """Take the cause away before the next run."""
+        """Remove the cause before the next run."""
 
 
 def inject(case: Case, call: Call, what: str) -> Ended | None:
@@ -52,7 +52,7 @@ def _was_hit(case: Case) -> bool:
 
 @dataclass(frozen=True)
 class Kill(Fault):
-    """SIGKILL for the program alone, in place of the call."""
+    """SIGKILL hits the program alone, in place of the call."""
 
     kind = "kill"
     call: Call
@@ -68,7 +68,7 @@ class Kill(Fault):
 
 @dataclass(frozen=True)
 class KillAll(Fault):
-    """SIGKILL for the program and its children at once, just after the call."""
+    """SIGKILL hits the program and its children at once, just after the call."""
 
     kind = "kill all"
     call: Call
@@ -81,7 +81,7 @@ class KillAll(Fault):
 
 
 def _stopped(case: Case, process: subprocess.Popen[bytes]) -> bool:
-    """Wait until the traced process is stopped. False where it ended instead."""
+    """Wait until the traced process is stopped. Returns False if it ended instead."""
     deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline:
         if case.trace.exists() and "--- stopped by SIGSTOP" in case.trace.read_text(errors="replace"):
@@ -94,7 +94,7 @@ def _stopped(case: Case, process: subprocess.Popen[bytes]) -> bool:
 
 @dataclass(frozen=True)
 class KillChild(Fault):
-    """SIGKILL for a program that ours runs: always, or only the first time."""
+    """SIGKILL hits a program that ours runs, every time or only the first time."""
 
     kind = "kill a child"
     program: str
@@ -118,7 +118,7 @@ class KillChild(Fault):
 
 @dataclass(frozen=True)
 class KillWithChild(Fault):
-    """SIGKILL for everything, just after a call of a program that ours runs: a power cut."""
+    """SIGKILL hits everything, just after a call of a program that ours runs, like a power cut."""
 
     kind = "kill all in a child"
     program: str
@@ -137,7 +137,7 @@ class KillWithChild(Fault):
 
 @dataclass(frozen=True)
 class Signalled(Fault):
-    """A signal that asks the program to end."""
+    """A signal asks the program to end."""
 
     kind = "signal"
     signal: signal.Signals
@@ -171,7 +171,7 @@ class Failing(Fault):
 
 @dataclass(frozen=True)
 class FailingChild(Fault):
-    """A system call of a program that ours runs fails, every time that it runs; it may not even say so."""
+    """A system call of a program that ours runs fails, every time; the program may not even report it."""
 
     kind = "error in a child"
     program: str
@@ -185,8 +185,8 @@ class FailingChild(Fault):
         return ended if _was_hit(case) else None
 
     def judge(self, case: Case, ended: Ended, there: bool) -> None:
-        # tar may go on without a part of the source, which has a status of its own; and rdiff-backup
-        # ends with tracebacks of its own.
+        # If tar goes on without a part of the source, the status is 3. rdiff-backup prints tracebacks of
+        # its own.
         if self.program != "tar" or ended.status != 3:
             theirs = f"{ROOT}/btw_backup" not in ended.err
             said(case, ended._replace(err=ended.err.replace(TRACEBACK, "")) if theirs else ended, there)
@@ -196,9 +196,9 @@ class FailingChild(Fault):
 
 
 def said(case: Case, ended: Ended, there: bool, reason: str = "") -> None:
-    """Raise Broken unless a run succeeded, or failed and said so.
+    """Raise Broken unless a run succeeded, or failed with an error message.
 
-    A file or a disk must be named where a ``reason`` is given.
+    If a ``reason`` is given, the message must name a file or a disk.
     """
     if TRACEBACK in ended.err:
         raise Broken(f"a traceback: {ended.err}")
@@ -217,7 +217,7 @@ def said(case: Case, ended: Ended, there: bool, reason: str = "") -> None:
 
 @dataclass(frozen=True)
 class SmallDisk(Fault):
-    """The destination or the configuration directory is on a disk with little room: KiB, or inodes."""
+    """The destination or the configuration directory is on a disk with few KiB or inodes left."""
 
     kind = "full disk"
     where: str
@@ -253,5 +253,5 @@ class SmallDisk(Fault):
         run("mount", "-o", "remount,rw,size=16m,nr_inodes=4000", case.top / self.where)
 
     def give_back(self, case: Case) -> None:
-        """Unmount it."""
+        """Unmount the small disk."""
         run("umount", "--lazy", case.top / self.where)

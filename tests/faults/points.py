@@ -1,4 +1,4 @@
-"""What the points hold, told by other programs than ours."""
+"""What the points hold, read by programs other than ours."""
 
 import hashlib
 import tempfile
@@ -9,7 +9,7 @@ from .case import run
 
 
 class Archivist:
-    """Reads points with rdiff-backup, bzip2 and PostgreSQL, each content once."""
+    """Reads points with rdiff-backup, bzip2 and PostgreSQL, and each content only once."""
 
     def __init__(self, scratch: Path, plain: Callable[[Path], str]) -> None:
         self.scratch = scratch
@@ -17,7 +17,7 @@ class Archivist:
         self._known: dict[str, dict[str, str]] = {}
 
     def contents(self, dst: Path, listed: Sequence[str]) -> dict[str, str]:
-        """Each listed point's digest, by its name: ``CHAIN TIME`` or the tarball's. Raises Broken."""
+        """Map each listed point to its digest, by ``CHAIN TIME`` or the tarball's name. Raises Broken."""
         found: dict[str, str] = {}
         for backup, times in chains_of(listed).items():
             key = f"{backup} {times} {digest_of(dst / backup)}"
@@ -30,7 +30,7 @@ class Archivist:
         if backup.is_file():
             return {backup.name: self._plain(backup)}
         with tempfile.TemporaryDirectory(dir=self.scratch) as scratch:
-            # It writes a log where it reads.
+            # rdiff-backup writes a log into the chain that it reads.
             copy = Path(scratch, "chain")
             run("cp", "-a", backup, copy)
             found = {}

@@ -10,7 +10,7 @@ from .scenes import Scene
 
 @dataclass(frozen=True)
 class BadProgram(Fault):
-    """A program that ours runs fails in its own way. ``may_succeed``: ours may manage without."""
+    """A program that ours runs fails in some way. ``may_succeed``: ours may manage without it."""
 
     kind = "failing program"
     program: str
@@ -70,7 +70,7 @@ _KEEPERS = {
     "loses the metadata, status 0": f'{_CHAIN}rm -f "$chain"/rdiff-backup-data/mirror_metadata*; exit 0',
     "loses the marker, status 0": f'{_CHAIN}rm -f "$chain"/rdiff-backup-data/current_mirror*; exit 0',
 }
-# Not those that are hard links: it replaces files, and never writes into one that was there before.
+# Not those that are hard links: rdiff-backup replaces files, and never writes into an old one.
 _INCREMENTS = '$(find "$chain"/rdiff-backup-data/increments -type f -links 1)'
 _EXTENDERS = {
     "loses the increments, status 0": f"{_CHAIN}rm -f {_INCREMENTS}; exit 0",
@@ -87,7 +87,7 @@ def bad_programs(scene: Scene) -> Iterator[BadProgram]:
                 yield BadProgram(program, way, script)
             if scene.name in ("incremental", "database", "globals"):
                 for way, script in _EXTENDERS.items():
-                    # It shows in the copy that is added to only, and a new chain can be started.
+                    # Only the copy of the chain is damaged, and a new chain can be started.
                     yield BadProgram(program, way, script, may_succeed=True)
             continue
         half = {"tar": 90_000, "lbzip2": 70_000}.get(program, 300)

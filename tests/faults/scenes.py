@@ -25,7 +25,7 @@ OWNER = 65534 if AS_ROOT else os.geteuid()
 class Scene:
     """An operation and what was prepared for it.
 
-    ``programs`` are those that it runs. ``adds``: it makes a new point.
+    ``programs``: those that it runs. ``adds``: whether it makes a new point.
     """
 
     name: str
@@ -41,29 +41,29 @@ class Scene:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def arguments(self, case: Case) -> list[str]:
-        """The command line after the general options."""
+        """Return the command line after the general options."""
         raise NotImplementedError
 
     def change(self, number: int) -> None:
-        """Bring what is backed up into its state number ``number``."""
+        """Bring the source into its state number ``number``."""
         raise NotImplementedError
 
     def plain(self, path: Path) -> str:
-        """A digest of what a restored file holds. Raises Broken where it is damaged."""
+        """Return a digest of what a restored file holds. Raises Broken if it is damaged."""
         return plain_tar(path)
 
     def check_source(self, case: Case) -> None:
-        """Raise Broken unless the newest point, as it is in the clean run, gives back the source."""
+        """Raise Broken unless the newest point of the clean run gives back the source."""
 
     def settle(self, case: Case) -> None:
-        """What must be done with a copy before the operation."""
+        """Do with a copy what must be done before the operation."""
 
     def first_config(self, case: Case) -> None:
         """Fill the configuration directory."""
         raise NotImplementedError
 
     def prepare(self, top: Path) -> None:
-        """Make the state that is copied, and learn from one clean run what the new point holds."""
+        """Make the state that every case copies, and learn from a clean run what the new point holds."""
         self.top = top
         top.mkdir()
         self.archivist = Archivist(top, self.plain)
@@ -80,7 +80,7 @@ class Scene:
         self.before = base.list()
         self.held = self.archivist.contents(base.dst, self.before)
         assert len(self.before) == self.rounds, self.before
-        time.sleep(2.5)  # so that the source's timestamps are old enough to be believed
+        time.sleep(2.5)  # timestamps must be old enough to be trusted
         with self.case() as case:
             ended = case.run()
             assert (ended.status, ended.err) == (0, ""), ended
@@ -91,7 +91,7 @@ class Scene:
 
     @contextmanager
     def case(self) -> Iterator[Case]:
-        """A fresh copy."""
+        """Make a fresh copy, and remove it at the end."""
         with self._lock:
             self._count += 1
             number = self._count
@@ -105,14 +105,14 @@ class Scene:
             shutil.rmtree(case.top)
 
     def traced(self) -> list[Call]:
-        """The calls of a clean run that a fault can hit."""
+        """Return the calls of a clean run that a fault can hit."""
         with self.case() as case:
             ended = case.run(*tracing(case.trace, CHANGING | CHILDREN))
             assert ended.status == 0, ended
             return parse_trace(case.trace.read_text(errors="replace"))
 
     def traced_child(self, program: str) -> list[Call]:
-        """The calls of a program that the operation runs, the first time that it does."""
+        """Return the calls of a program that the operation runs, of its first run."""
         with self.case() as case:
             case.fake(program, f'exec {" ".join(tracing(case.trace, CHANGING))} "$real" "$@"')
             ended = case.run()
@@ -120,7 +120,7 @@ class Scene:
             return parse_trace(case.trace.read_text(errors="replace"))
 
     def check_points(self, case: Case) -> bool:
-        """Raise Broken unless what is listed is what was before, or that and the complete new point.
+        """Raise Broken unless the points are those of before, or those and the complete new point.
 
         Returns whether the new point is there.
         """
@@ -140,7 +140,7 @@ class Scene:
         return bool(added)
 
     def check_retry(self, case: Case, *, there: bool) -> None:
-        """Run again, undisturbed. Raises Broken unless all is well then; ``there``: the new point is."""
+        """Run again, undisturbed. Raises Broken if that fails; ``there``: whether the new point exists."""
         ended = case.run()
         if ended.status != 0 or TRACEBACK in ended.err:
             raise Broken(f"the next run exits with {ended.status}: {ended.err}")
@@ -150,7 +150,7 @@ class Scene:
         self.check_after(case)
 
     def check_after(self, case: Case) -> None:
-        """Raise Broken unless everything in the destination has the owner that was asked for."""
+        """Raise Broken unless everything in the destination has the right owner, and the log is whole."""
         for path in case.dst.rglob("*"):
             if ".btw-backup" not in path.parts and path.lstat().st_uid != OWNER:
                 raise Broken(f"{path.relative_to(case.top)} belongs to {path.lstat().st_uid}")
@@ -162,7 +162,7 @@ class Scene:
             raise Broken("log.txt says nothing of the run")
 
     def check_left_over(self, case: Case, who: str) -> None:
-        """Raise Broken where a run left anything but what it made."""
+        """Raise Broken if a run left anything behind but what it made."""
         backups = [line for line in case.list() if not line.startswith(" ")]
         sums = [f"{name}.sha256" for name in backups if name.endswith(".tar")]
         expected = {"log.txt", ".btw-backup", *backups, *sums}
@@ -207,7 +207,7 @@ class FsScene(Scene):
             config.write_text(config.read_text() + self.options)
 
     def settle(self, case: Case) -> None:
-        if self.recorded:  # the copy's inodes are others, so that the fingerprint has to be taken again
+        if self.recorded:  # the copy has other inodes, and so another fingerprint
             assert case.run().status == 0
 
     def check_source(self, case: Case) -> None:
@@ -263,7 +263,7 @@ class DbScene(Scene):
 
 @dataclass
 class InitScene(Scene):
-    """``fs-init``: the whole working directory is made, or none."""
+    """``fs-init`` makes the whole working directory, or none."""
 
     def arguments(self, case: Case) -> list[str]:
         return ["fs-init", "--type", "rdiff", str(self.top / "source"), "it"]
@@ -307,7 +307,7 @@ class InitScene(Scene):
 
 @dataclass
 class PruneScene(FsScene):
-    """``prune``: what it is to keep stays, and what is listed is whole."""
+    """``prune`` keeps what it shall keep, and what is listed stays whole."""
 
     def arguments(self, case: Case) -> list[str]:
         if case is self.base:
@@ -339,7 +339,7 @@ _LATER_FULL = "MAX_INCREMENTAL_COUNT = 1\n"
 _PLAIN = 'COMPRESSION = "none"\n'
 _READ_ALL = "QUICK_CHECK = False\n"
 
-# Another command that writes gets a line here.
+# Add a line here for each command that writes.
 SCENES: dict[str, Callable[[], Scene]] = {
     "fs-init": lambda: InitScene("fs-init", ()),
     "first-full": lambda: FsScene("first-full", _RDIFF, rounds=0),

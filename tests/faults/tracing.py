@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-# What changes a file system. open(2) belongs to it with some flags only.
+# What changes a file system. open(2) does with some flags only.
 OPENING = {"open", "openat"}
 _WRITING = {"write", "pwrite64", "sendfile", "copy_file_range"}
 _NAMING = {"rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat", "mkdir", "mkdirat"}
@@ -13,7 +13,7 @@ _REMOVING = {"unlink", "unlinkat", "rmdir"}
 _INODES = {"chown", "fchown", "fchownat", "lchown", "chmod", "fchmod", "fchmodat", "utimensat"}
 _SYNCING = {"ftruncate", "truncate", "fsync", "fdatasync"}
 CHANGING = OPENING | _WRITING | _NAMING | _REMOVING | _INODES | _SYNCING
-# Where children start and end.
+# What starts children and awaits them.
 CHILDREN = {"clone", "clone3", "vfork", "wait4"}
 FAILING = OPENING | _WRITING | _NAMING | _SYNCING
 
@@ -27,15 +27,15 @@ class Call(NamedTuple):
 
 
 def tracing(output: Path, calls: set[str], fault: str = "") -> list[str]:
-    """The strace that writes those calls of one process, without its children, to a file."""
-    # "?": not every machine has them all.
+    """Return the strace command that logs those calls of one process, not of its children."""
+    # "?": not every machine has all of them.
     names = ",".join(f"?{name}" for name in sorted(calls))
     inject = ["-e", f"inject={fault}"] if fault else []
     return ["strace", "-qq", "-y", "-s", "16", "-o", str(output), "-e", f"trace={names}", *inject]
 
 
 def parse_trace(text: str) -> list[Call]:
-    """Those calls that change a file system, or start or await a child; numbered as strace counts."""
+    """Return the calls that change a file system, or start or await a child; strace's numbering."""
     counts: Counter[str] = Counter()
     found = []
     for line in text.splitlines():

@@ -1,4 +1,4 @@
-"""Which faults are tried on an operation, and what comes of one."""
+"""Which faults are tried on an operation, and how one is tried."""
 
 import random
 import shutil
@@ -28,7 +28,7 @@ from .tracing import FAILING
 
 
 def attempt(scene: Scene, fault: Fault) -> list[str] | None:
-    """Try a fault. Returns what is wrong then, None where the fault did not come to pass."""
+    """Try a fault. Returns what is wrong afterwards, or None if the fault took no effect."""
     with scene.case() as case:
         wrong = []
         try:
@@ -55,7 +55,7 @@ def attempt(scene: Scene, fault: Fault) -> list[str] | None:
 
 
 def faults_of(scene: Scene, rng: random.Random, *, quick: bool) -> list[Fault]:
-    """What is tried on an operation: everything, or a sample."""
+    """Return the faults to try on an operation: all, or a sample."""
     calls = scene.traced()
     failing = [call for call in calls if call.name in FAILING and "<pipe:" not in call.text]
     every: list[list[Fault]] = [
@@ -86,7 +86,7 @@ def faults_of(scene: Scene, rng: random.Random, *, quick: bool) -> list[Fault]:
         kills = [fault for fault in picked if isinstance(fault, (Kill, KillAll, KillWithChild))]
         others = [fault for fault in picked if fault not in kills]
         return [*publishing, *kills[: 3 - len(publishing)], *rng.sample(others, min(3, len(others)))]
-    # Every call of ours meets a kill and an error; of the rest a sample is enough.
+    # Each of our own calls gets a kill and an error; a sample of the rest is enough.
     return [fault for group in every if group for fault in _thinned(group)]
 
 
@@ -99,7 +99,7 @@ def _thinned(group: list[Fault]) -> list[Fault]:
 
 @contextmanager
 def prepared(name: str, top: Path, server: postgres_servers.Server | None) -> Iterator[Scene]:
-    """An operation that faults can be tried on."""
+    """Prepare an operation that faults can be tried on."""
     for signum in SIGNALS:
         if signal.getsignal(signum) is signal.SIG_IGN:  # under nohup(1), for one; children inherit it
             signal.signal(signum, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Destinations: what is put into them and what is in them, by other programs than ours."""
+"""Destinations, written and read by programs other than ours."""
 
 import io
 import os
@@ -16,7 +16,7 @@ AT_REST = {"lock", "newest", "sent"}
 
 
 def rdiff_backup(chain: Path, source: Path, at: int, zone: str = "UTC", content: str | None = None) -> None:
-    """Add a point to a chain, as rdiff-backup alone does it."""
+    """Add a point to a chain with plain rdiff-backup."""
     source.mkdir(exist_ok=True)
     (source / "backup.tar").write_text(content or f"content at {at}\n")
     os.utime(source / "backup.tar", (at, at))
@@ -34,7 +34,7 @@ def rdiff_backup(chain: Path, source: Path, at: int, zone: str = "UTC", content:
 
 
 def add_tarball(dst: Path, name: str, files: dict[str, str]) -> Path:
-    """A tarball of those files, by tarfile."""
+    """Make a tarball of those files with tarfile."""
     with tarfile.open(dst / name, "w:bz2", format=tarfile.PAX_FORMAT) as archive:
         for path, text in files.items():
             member = tarfile.TarInfo(f"./{path}")
@@ -44,23 +44,24 @@ def add_tarball(dst: Path, name: str, files: dict[str, str]) -> Path:
 
 
 def tree(top: Path) -> dict[str, bytes]:
-    """Every file below, by its path."""
+    """Map the path of every file below to its content."""
     return {str(path.relative_to(top)): path.read_bytes() for path in top.rglob("*") if path.is_file()}
 
 
 def visible(dst: Path) -> dict[str, bytes]:
-    """Every file of a destination that is not private."""
+    """Map every file of a destination outside the private directory to its content."""
     return {name: data for name, data in tree(dst).items() if not name.startswith(".btw-backup")}
 
 
 def listed(btw: Btw, dst: Path) -> list[str]:
+    """Return the lines that ``list`` prints."""
     result = btw("list", dst)
     assert (result.status, result.err) == (0, "")
     return result.out.splitlines()
 
 
 def extracted(dst: Path, name: str, to: Path) -> dict[str, bytes]:
-    """What the newest point of a backup holds, by tar alone."""
+    """Return what the newest point of a backup holds, with plain tar."""
     to.mkdir()
     path = dst / name
     archive = path if path.is_file() else path / "backup.tar"
@@ -69,7 +70,7 @@ def extracted(dst: Path, name: str, to: Path) -> dict[str, bytes]:
 
 
 def restored(chain: Path, at: str, to: Path) -> dict[str, bytes]:
-    """What a point of a chain holds, by rdiff-backup and tar alone, from a copy of the chain."""
+    """Return what a point of a chain holds, with plain rdiff-backup and tar, from a copy of the chain."""
     to.mkdir()
     subprocess.run(["cp", "-a", chain, to / "chain"], check=True)
     argv: list[str | Path] = [
@@ -89,13 +90,14 @@ def restored(chain: Path, at: str, to: Path) -> dict[str, bytes]:
 
 
 def at_rest(dst: Path) -> bool:
-    """Whether nothing but what belongs there is left in the private directory."""
+    """Return whether the private directory holds only what belongs there."""
     private = dst / ".btw-backup"
     return not private.exists() or {path.name for path in private.iterdir()} <= AT_REST
 
 
 @contextmanager
 def mounted(*args: str | Path) -> Iterator[None]:
+    """Mount a file system with these arguments of mount(8), and unmount it at the end."""
     subprocess.run(["mount", *args], check=True)
     try:
         yield

@@ -11,7 +11,7 @@ from pathlib import Path
 from .running import Btw, Result
 
 USER = "nobody"
-SECRET = b"only root may read this: 7c1d0f\n" * 4000  # larger than what is copied instead of linked
+SECRET = b"only root may read this: 7c1d0f\n" * 4000  # so large that it is linked, not copied
 FEW = b"a small secret: 7c1d0f\n"
 MARK = b"7c1d0f"
 
@@ -22,7 +22,7 @@ def ids() -> tuple[int, int]:
 
 
 class Land:
-    """A directory that the user can reach: ``dst`` is theirs, what lies in ``roots`` is root's."""
+    """A directory that the user can reach; ``dst`` belongs to the user, all in ``roots`` to root."""
 
     def __init__(self, top: Path) -> None:
         self.top = top
@@ -34,7 +34,7 @@ class Land:
         (self.roots / "large").write_bytes(SECRET)
         (self.roots / "small").write_bytes(FEW)
         (self.roots / "directory" / "inner").write_bytes(FEW)
-        # What root would write to, or read, when it is led into this directory.
+        # What root would read or write if it were led into this directory.
         for name in ("log.txt", "backup.tar", "backup.log", "lock", "newest", "increments"):
             (self.roots / "directory" / name).write_bytes(FEW)
         for path in self.roots.rglob("*"):
@@ -44,7 +44,7 @@ class Land:
         os.chown(self.dst, *ids())
 
     def canaries(self) -> dict[str, object]:
-        """Everything of root's outside the destination, as it is."""
+        """Return the state of everything outside the destination that belongs to root."""
         found: dict[str, object] = {}
         for path in [self.top, self.roots, *sorted(self.roots.rglob("*"))]:
             inode = path.lstat()
@@ -53,7 +53,7 @@ class Land:
         return found
 
     def leaks(self) -> list[Path]:
-        """Files of the destination that the user may read and that hold a secret of root's."""
+        """Return the files of the destination that the user may read and that hold a secret of root."""
         found = []
         own = {(self.roots / name).stat().st_ino for name in ("large", "small")}
         for path in self.dst.rglob("*"):
@@ -71,7 +71,7 @@ def change(land: Land, number: int) -> None:
 
 
 def fill(land: Land, btw: Btw, backup: Callable[[], Result], kind: str) -> str:
-    """Two points in the destination, and a source that has changed since. Returns the newest backup."""
+    """Make two points, and change the source. Returns the name of the newest backup."""
     assert btw("fs-init", "--type", kind, land.src, "name").status == 0
     for number in range(2):
         change(land, number)
@@ -82,7 +82,7 @@ def fill(land: Land, btw: Btw, backup: Callable[[], Result], kind: str) -> str:
 
 
 def pick(land: Land, name: str, chain: str) -> Path:
-    """The path in the destination that a test's pattern stands for."""
+    """Return the path in the destination that a pattern stands for."""
     if name in ("log.txt", ".btw-backup", ".btw-backup/lock", ".btw-backup/newest"):
         return land.dst / name
     found = sorted((land.dst / chain).glob(name)) if name else [land.dst / chain]
@@ -113,7 +113,7 @@ def _directory(path: Path, land: Land) -> None:
 
 @contextmanager
 def inside(path: Path) -> Iterator[None]:
-    """Paths of sockets are short."""
+    """Change the directory for a while: the paths of sockets must be short."""
     before = os.getcwd()
     os.chdir(path)
     yield

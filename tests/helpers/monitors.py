@@ -1,4 +1,4 @@
-"""What monitors read."""
+"""The lines that monitors read."""
 
 import re
 

@@ -35,7 +35,7 @@ def configure(
 
 
 def restic(address: str | Path, *args: str, env: Mapping[str, str] | None = None) -> str:
-    """What restic itself prints of the repository."""
+    """Run restic itself on the repository. Returns what it prints."""
     settings = {"RESTIC_REPOSITORY": str(address), "RESTIC_PASSWORD": PASSWORD, **(env or {})}
     return subprocess.check_output(["restic", *args], env={**os.environ, **settings}, text=True)
 
@@ -129,7 +129,7 @@ def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def repository(blank: Path, tmp_path: Path, config_dir: Path) -> Path:
-    """A repository in a folder, which the configuration names."""
+    """A repository in a folder; the configuration names it."""
     path = tmp_path / "repository"
     shutil.copytree(blank, path)
     configure(config_dir, path)
@@ -137,6 +137,6 @@ def repository(blank: Path, tmp_path: Path, config_dir: Path) -> Path:
 
 
 def snapshots(address: str | Path, env: dict[str, str] | None = None) -> list[dict[str, object]]:
-    """What the repository holds, oldest first."""
+    """Return the repository's snapshots, oldest first."""
     found: list[dict[str, object]] = json.loads(restic(address, "snapshots", "--no-lock", "--json", env=env))
     return sorted(found or [], key=lambda snapshot: str(snapshot["time"]))

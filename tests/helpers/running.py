@@ -1,4 +1,4 @@
-"""Ways to run the program, and programs that wait until a test lets them go on."""
+"""How tests run the program, and programs that wait until a test lets them go on."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ class Btw(Protocol):
 
 
 class Gate:
-    """A program that waits when it is run, until it is opened."""
+    """A stand-in for a program that waits at its start until the gate is opened."""
 
     def __init__(self, top: Path, program: str, then: str = "") -> None:
         top.mkdir()
@@ -48,7 +48,7 @@ class Gate:
         self._go.touch()
 
     def reached(self) -> None:
-        """Wait until the program was run."""
+        """Wait until the program has started."""
         deadline = time.monotonic() + 30
         while not self._started.exists():
             assert time.monotonic() < deadline, "it never ran"
@@ -62,5 +62,6 @@ class Start(Protocol):
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Wait for a run to end. Returns its exit status and what it wrote to stderr."""
     _, err = process.communicate(timeout=60)
     return process.returncode, err
