@@ -275,6 +275,6 @@ def peak(rows: list[Row]) -> Row:
 
 
 def _expect_points(ours: Ours, count: int) -> None:
-    """Raise where the runs did not do what was to be measured."""
+    """Raise if the runs did not do what was to be measured."""
     if len(ours.points()) != count:
         raise RuntimeError(f"{ours.dst} has {len(ours.points())} points instead of {count}")

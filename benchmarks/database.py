@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.postgres_servers import INSTALLATIONS, Server
+from tests.helpers.postgres_servers import INSTALLATIONS, Server
 
 from .cases import Bench
 from .measure import BTW_BACKUP, Task, shell
@@ -13,7 +13,7 @@ from .table import Row, compared
 _DATABASE = "benchmark"
 _ROW = 1000
 _ROWS_AT_ONCE = 50_000
-# A part that hardly can be compressed and a part that can be very well, below the size of TOAST.
+# A part that hardly compresses and a part that compresses well, below the size of TOAST.
 _TABLE = "CREATE TABLE measured (number bigint PRIMARY KEY, noise text, words text);"
 _INSERT = """
 INSERT INTO measured
@@ -58,7 +58,7 @@ def _fill(server: Server, rows: int) -> None:
 
 
 def _expect_one_chain(dst: Path) -> None:
-    """Raise where the runs did not do what was to be measured."""
+    """Raise if the runs did not do what was to be measured."""
     names = [path.name for path in dst.glob("2*/rdiff-backup-data/increments.*")]
     if len(list(dst.glob("2*"))) != 1 or names:
         raise RuntimeError(f"the database was not unchanged: {names}")

@@ -1,4 +1,4 @@
-"""Running commands in turn, and what they take: seconds, memory, bytes written."""
+"""Commands run in turn, and the seconds, memory and written bytes that they take."""
 
 import mmap
 import os
@@ -39,7 +39,7 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Task:
-    """A command that is measured; ``prepare`` is called before it, and not measured."""
+    """A command to measure; ``prepare`` is called before it and not measured."""
 
     argv: Sequence[str | Path]
     prepare: Callable[[], None] = _nothing
@@ -56,7 +56,7 @@ class Task:
         return time.perf_counter() - started
 
     def probe(self) -> "Probe | None":
-        """Run it once. Returns what our process took, None where it is not ours."""
+        """Run it once. Returns what our process took, or None if the program is not ours."""
         if self.argv[0] != BTW_BACKUP:
             self.run()
             return None
@@ -90,7 +90,7 @@ def _claim_memory() -> None:
 
 
 class Probe(NamedTuple):
-    """What a run of ours took: the peak of its own memory, and the bytes that it caused to be written."""
+    """What a run of ours took: its own peak memory, and the bytes that it caused to be written."""
 
     memory: int
     written: int
@@ -104,7 +104,7 @@ class Probe(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """The seconds of one task in each round, and what its first run took where it is ours."""
+    """The seconds of one task in each round, and what its first run took if the program is ours."""
 
     seconds: list[float]
     probe: Probe | None

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.repositories import S3, configure
+from tests.helpers.repositories import S3, configure
 
 from . import subjects, trees
 from .cases import Bench
@@ -21,7 +21,7 @@ _PLACES = 10
 
 
 def sending(bench: Bench) -> Iterator[Row]:
-    """What is sent of a source of ten times the size of a large file."""
+    """Measure what is sent of a source ten times the size of a large file."""
     place = bench.place("sending")
     tree, bucket, rng = place / "tree", place / "s3", random.Random(7)
     bucket.mkdir()
@@ -40,7 +40,7 @@ def sending(bench: Bench) -> Iterator[Row]:
             f"{sent / 1_000_000:.1f} MB",
             sent <= _LIMIT,
         )
-        # restic sends whole blocks, of 1 MiB on the average, so each place costs one or two.
+        # restic sends whole blocks, of 1 MiB on average, so each place costs one or two.
         sent = _sent(ours, bucket, _PLACES, rng)
         case = f"sent off-site, the same in {_PLACES} places"
         yield Row(case, "", f"{sent / 1_000_000:.1f} MB", "", "", "", "")
@@ -48,7 +48,7 @@ def sending(bench: Bench) -> Iterator[Row]:
 
 
 def _sent(ours: Ours, bucket: Path, places: int, rng: random.Random) -> int:
-    """By how many bytes the repository grows when the change of that many places is sent."""
+    """Return by how many bytes the repository grows if changes at that many places are sent."""
     _change(ours.source, places, rng)
     ours.backup().run()
     before = _stored(bucket)

@@ -1,4 +1,4 @@
-"""The programs that are compared, each with what it needs to back up a source."""
+"""The programs to compare, each with what it needs to back up a source."""
 
 import os
 import shlex
@@ -14,9 +14,9 @@ from btw_backup.source import examine_source
 
 from .measure import BTW_BACKUP, Task, shell
 
-# Longer than a timestamp counts as one that the file could still be changed at.
+# Longer than the time in which a file could change without a new timestamp.
 _SETTLING = 2.5
-# Chains that never end, so that each changed run of a benchmark adds an incremental.
+# Chains never end, so each changed run of a benchmark adds an incremental.
 _ENDLESS = "MAX_INCREMENTAL_COUNT = 100000\nMAX_INCREMENTAL_SPAN = '10000d'\n"
 
 
@@ -116,7 +116,7 @@ def emptied(directory: Path) -> None:
 
 
 def changed(file: Path) -> None:
-    """Change the file, in content but not in size, and wait until that is in the past."""
+    """Change the file's content but not its size, and wait until the change is in the past."""
     content = file.read_bytes()
     stamp = f"{time.time_ns()}".encode()[: len(content)]
     with file.open("r+b") as opened:

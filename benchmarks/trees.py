@@ -63,7 +63,7 @@ def wide(top: Path, count: int) -> None:
 
 
 def chains(top: Path, count: int, incrementals: int) -> None:
-    """Make directories that have the names of chains in them, which is all that is listed."""
+    """Make directories with the names of chains in them, which is all that ``list`` reads."""
     for number in range(count):
         begun = _FIRST + timedelta(days=number)
         data = top / f"{begun:%Y-%m-%dT%H:%M:%S}" / "rdiff-backup-data"
@@ -103,5 +103,5 @@ def _content(rng: random.Random, text: bytes, size: int, compressible: bool) -> 
 
 
 def _end(top: Path) -> None:
-    # borg reads the newest file of a tree again each time: let that be one that costs nothing.
+    # borg reads the newest file of a tree again each time: an empty one costs nothing.
     (top / "newest").write_bytes(b"\n")

@@ -73,7 +73,7 @@ def judge(facts: Facts, now: datetime, max_age: timedelta | None) -> tuple[State
     if facts.interrupted:
         return State.WARNING, "the newest chain was interrupted"
     if facts.broken:
-        return State.WARNING, facts.broken[0]
+        return State.UNKNOWN, facts.broken[0]
     if facts.success > now:
         return State.WARNING, "the newest point or run is dated in the future"
     if facts.copies is not None and facts.copies.newest is None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Btw
+from .helpers.running import Btw
 
 
 @pytest.fixture

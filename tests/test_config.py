@@ -1,28 +1,20 @@
-"""Configuration files: every fault is told, nothing untrusted is executed; and the pure decisions."""
+"""Configuration files: every error is reported, and nothing untrusted is executed."""
 
 import os
 import re
 import stat
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from btw_backup.destination.catalog import Backup, Limits, Point, full_backup_due
-from btw_backup.destination.chain import read_state
-from btw_backup.errors import Error
-from btw_backup.programs.tar import Source, tar_command
-from btw_backup.system.ownership import parse_owner
-
-from .conftest import Btw, Result
+from .helpers.running import Btw, Result
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 @pytest.fixture
 def config(config_dir: Path, src: Path) -> Path:
-    """The path of a configuration file for ``src``; the working directory is there."""
+    """The path of a configuration file for ``src``; its working directory exists."""
     work = config_dir / "test.0123"
     (work / "backup").mkdir(mode=0o700, parents=True)
     (work / "src").symlink_to(src)
@@ -30,13 +22,13 @@ def config(config_dir: Path, src: Path) -> Path:
 
 
 def check_failed(result: Result, *lines: str) -> None:
-    """Fail unless the run said these lines, in which ``…`` stands for anything, and nothing else."""
+    """Fail unless the run printed exactly these lines, in which ``…`` stands for anything."""
     pattern = "".join(re.escape(f"btw_backup: {line}").replace("…", ".*") + "\n" for line in lines)
     assert (result.status, result.out) == (1, "")
     assert re.fullmatch(pattern, result.err), result.err
 
 
-class TestFaults:
+class TestErrors:
     @pytest.mark.parametrize(
         ("name", "values"),
         [
@@ -128,7 +120,7 @@ class TestFaults:
         check_failed(btw("fs", src, dst), f"{config}:…")
 
     def test_database_options(self, btw: Btw, config_dir: Path, dst: Path) -> None:
-        """TYPE and its like are for filesystem backups only."""
+        """TYPE and similar options are for filesystem backups only."""
         config_dir.mkdir()
         path = config_dir / "shop.py"
         path.write_text(
@@ -257,117 +249,3 @@ class TestTrust:
                 btw("db", *(["shop"] if name == "shop.py" else ["-g"]), dst), tmp_path, config_dir / name
             )
             (config_dir / name).rename(config)
-
-
-START = datetime(2026, 11, 22, 22, 16, 17, tzinfo=UTC)
-DAY = timedelta(days=1)
-
-
-def chain_of(*hours: int) -> Backup:
-    """A chain with points at these hours after START."""
-    return Backup("2026-11-22T22:16:17", True, tuple(Point(START + timedelta(hours=h), "") for h in hours))
-
-
-@pytest.mark.parametrize(
-    ("chain", "after", "limits", "due"),
-    [
-        (None, timedelta(0), Limits(10, DAY), True),
-        (chain_of(0), timedelta(hours=1), Limits(10, DAY), False),
-        (chain_of(0), timedelta(hours=1), Limits(0, DAY), True),
-        (chain_of(0), timedelta(hours=1), Limits(1, DAY), False),
-        (chain_of(0, 1), timedelta(hours=2), Limits(1, DAY), True),
-        (chain_of(0, 1), timedelta(hours=2), Limits(2, DAY), False),
-        (chain_of(*range(11)), timedelta(hours=11), Limits(10, DAY), True),
-        (chain_of(*range(10)), timedelta(hours=11), Limits(10, DAY), False),
-        (chain_of(0), DAY, Limits(10, DAY), False),
-        (chain_of(0), DAY + timedelta(seconds=1), Limits(10, DAY), True),
-        (chain_of(0, 23), DAY + timedelta(seconds=1), Limits(10, DAY), True),
-        (chain_of(0), timedelta(seconds=1), Limits(10, timedelta(0)), True),
-    ],
-)
-def test_full_backup_due(chain: Backup | None, after: timedelta, limits: Limits, due: bool) -> None:
-    assert full_backup_due(chain, START + after, limits) is due
-
-
-@as_root
-@pytest.mark.parametrize(
-    ("text", "owner"),
-    [
-        ("0", (0, -1)),
-        ("12345", (12345, -1)),
-        ("12345:54321", (12345, 54321)),
-        (":54321", (-1, 54321)),
-        ("root", (0, -1)),
-        ("root:", (0, 0)),
-        ("0:", (0, 0)),
-        (":daemon", (-1, 1)),
-        ("nobody:daemon", (65534, 1)),
-        ("12345:daemon", (12345, 1)),
-    ],
-)
-def test_parse_owner(text: str, owner: tuple[int, int]) -> None:
-    assert parse_owner(text) == owner
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", ":", "no-such-user", "no-such-user:0", "0:no-such-group", ":no-such-group", "12345:", "-1", "0:-1"]
-    + ["4294967295", "4294967296", "1.5", "0:0:0", " 0", "\u0661", "root\n"],
-)
-def test_parse_owner_refuses(text: str) -> None:
-    with pytest.raises(Error):
-        parse_owner(text)
-
-
-class TestTarCommand:
-    def test_directory(self) -> None:
-        argv = tar_command(Source("/srv", "", (), (), False))
-        assert argv[0] == "tar" and argv[-1] == "."
-        assert {
-            "--create",
-            "--format=posix",
-            "--sort=name",
-            "--acls",
-            "--xattrs",
-            "--xattrs-include=*",
-        } < set(argv)
-        assert "--exclude-tag=NOBACKUP-TAG" in argv and "--one-file-system" not in argv
-        assert not [argument for argument in argv if argument.startswith("--exclude=")]
-
-    def test_single_file(self) -> None:
-        assert tar_command(Source("/srv", "-x", (), (), False))[-1] == "./-x"
-
-    def test_one_file_system(self) -> None:
-        assert "--one-file-system" in tar_command(Source("/srv", "", (), (), True))
-
-    def test_what_is_left_out_is_literal_and_what_is_excluded_is_a_pattern(self) -> None:
-        argv = tar_command(Source("/srv", "", ("a*b", "c"), ("*.o",), False))
-        ordered = ["--anchored", "--no-wildcards", "--exclude=./a*b", "--exclude=./c"]
-        ordered += ["--no-anchored", "--wildcards", "--exclude=*.o"]
-        assert [argument for argument in argv if argument in ordered] == ordered
-
-
-A, B, C = "2026-11-22T22:16:17Z", "2026-11-22T18:16:17-05:00", "2026-11-23T09:16:17+09:00"
-
-
-@pytest.mark.parametrize(
-    ("names", "state"),
-    [
-        ([], ((), False)),
-        ([f"increments.{A}.dir"], ((), False)),
-        ([f"current_mirror.{A}.data"], ((A,), False)),
-        ([f"current_mirror.{B}.data", f"increments.{A}.dir"], ((A, B), False)),
-        ([f"current_mirror.{C}.data", f"increments.{B}.dir", f"increments.{A}.dir"], ((A, B, C), False)),
-        ([f"current_mirror.{A}.data", f"current_mirror.{B}.data"], ((A,), True)),
-        ([f"current_mirror.{B}.data", f"current_mirror.{C}.data", f"increments.{A}.dir"], ((A, B), True)),
-        ([f"current_mirror.{A}.data", f"current_mirror.{B}.data", f"increments.{A}.dir"], ((A,), True)),
-        (
-            ["current_mirror.snapshot", f"current_mirror.{A}.data.tmp", "backup.log", "increments"],
-            ((), False),
-        ),
-        ([f"current_mirror.{A}.data", f"mirror_metadata.{B}.snapshot.gz", "chars_to_quote"], ((A,), False)),
-    ],
-)
-def test_read_state(names: list[str], state: Any) -> None:
-    assert read_state(names) == state
-    assert read_state(names[::-1]) == state

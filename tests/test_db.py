@@ -1,4 +1,4 @@
-"""``btw-backup db`` with real servers of every version that there is."""
+"""``btw-backup db`` with real servers of every version on this machine."""
 
 import bz2
 import os
@@ -11,10 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Btw, Result
-from .postgres_servers import ACCOUNT, AS_ROOT, MakeDatabase, Server, wait_for, without_keys
-
-pytest_plugins = ["tests.postgres_servers"]
+from .helpers.postgres_servers import ACCOUNT, AS_ROOT, MakeDatabase, Server, wait_for, without_keys
+from .helpers.running import Btw, Result
 
 PROG = "btw_backup"
 MOMENT = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"
@@ -49,13 +47,13 @@ def log(dst: Path) -> list[str]:
 
 
 def visible(dst: Path) -> dict[str, bytes]:
-    """What anyone finds in a destination: each file's content by its path."""
+    """Map the path of each file of a destination to its content, without the private directory."""
     files = (path for path in dst.rglob("*") if path.is_file() and ".btw-backup" not in path.parts)
     return {str(path.relative_to(dst)): path.read_bytes() for path in files}
 
 
 def no_trace(dst: Path) -> bool:
-    """Whether a destination that was empty is still, and nothing is left of what was prepared."""
+    """Return whether an empty destination is still empty, and no temporary files are left."""
     prepared = dst / ".btw-backup"
     return set(os.listdir(dst)) <= {".btw-backup"} and (
         not prepared.exists() or set(os.listdir(prepared)) <= {"lock"}
@@ -63,7 +61,7 @@ def no_trace(dst: Path) -> bool:
 
 
 def older_point(dst: Path, lines: list[str], point: int, target: Path) -> Path:
-    """Restore a point of the only chain with rdiff-backup itself. Gives the target back."""
+    """Restore a point of the only chain with plain rdiff-backup. Returns the target."""
     at = lines[point].strip() + "Z"
     subprocess.run(
         ["rdiff-backup", "--new", "-v2", "restore", "--at", at, dst / lines[0], target], check=True
@@ -73,7 +71,7 @@ def older_point(dst: Path, lines: list[str], point: int, target: Path) -> Path:
 
 def restored(server: Server, dump: Path, name: str, *options: str) -> list[bytes]:
     """Restore a dump with plain pg_restore into a database. Returns the plain dump of the database."""
-    copy = server.directory / "restored.dump"  # where the server's account can read it
+    copy = server.directory / "restored.dump"  # the server's account can read it there
     copy.write_bytes(dump.read_bytes())
     copy.chmod(0o644)
     server.run("pg_restore", "--exit-on-error", *options, f"--dbname={name}", copy)
@@ -291,7 +289,7 @@ def test_the_database_config_is_looked_for_under_db_only(
     btw: Btw, config_dir: Path, dst: Path, tmp_path: Path, one_server: Server, make_database: MakeDatabase
 ) -> None:
     name = make_database(one_server, "config")
-    ran = tmp_path / "ran"  # twice, if the general file were taken for the database's
+    ran = tmp_path / "ran"  # it would be 2 if the general file counted as the database's
     write_config(config_dir, "config.py", f"BEFORE = ['sh', '-c', 'echo once >>{ran}']\n")
     assert btw("db", name, dst, env=one_server.as_superuser) == SILENCE
     assert ran.read_text() == "once\n"
@@ -358,7 +356,7 @@ def test_a_connection_to_another_database_is_an_error(
 def test_run_as_is_all_that_peer_authentication_takes(
     btw: Btw, config_dir: Path, dst: Path, tmp_path: Path, peer_server: Server, make_database: MakeDatabase
 ) -> None:
-    private = tmp_path / "private"  # where the other account can't go
+    private = tmp_path / "private"  # the other account has no access to it
     private.mkdir(mode=0o700)
     name = make_database(peer_server, "peer", CONTENT)
     (dst / "globals").mkdir()
@@ -456,7 +454,7 @@ def test_a_dump_that_fails_half_way_leaves_no_trace(
 
 
 class Waiting:
-    """A btw-backup whose pg_dump waits for a lock that somebody holds on a table."""
+    """A run whose pg_dump waits for a lock that another session holds on a table."""
 
     def __init__(self, server: Server, name: str, config_dir: Path, dst: Path) -> None:
         self._server = server
@@ -472,7 +470,7 @@ class Waiting:
 
     @property
     def pg_dump(self) -> int:
-        """The process that this one waits for."""
+        """The process ID of pg_dump."""
         pid = self.process.pid
         return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
 
@@ -481,7 +479,7 @@ class Waiting:
         return self.process.communicate(timeout=60)[0].decode()
 
     def disconnected(self) -> bool:
-        """Whether no pg_dump is connected to the database, once the server has noticed."""
+        """Return whether no pg_dump is connected to the database any more."""
         self._server.psql(f"SELECT pg_cancel_backend(pid) {self._dump}")
         return self._server.psql(f"SELECT count(*) {self._dump}") == "0"
 

@@ -1,4 +1,4 @@
-"""``btw-backup db-restore`` with real servers of every version that there is."""
+"""``btw-backup db-restore`` with real servers of every version on this machine."""
 
 import os
 import subprocess
@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Btw, Result
-from .postgres_servers import ACCOUNT, MakeDatabase, Server, quoted
-
-pytest_plugins = ["tests.postgres_servers"]
+from .helpers.postgres_servers import ACCOUNT, MakeDatabase, Server, quoted
+from .helpers.running import Btw, Result
 
 PROG = "btw_backup"
 SILENCE = Result(0, "", "")
@@ -72,7 +70,7 @@ def store(btw: Btw, dst: Path, make_database: MakeDatabase) -> Callable[..., lis
 
 @pytest.fixture
 def dropping() -> Iterator[Callable[[Server, str], str]]:
-    """Drop a database after the test, if it then exists. Gives the name back."""
+    """Drop a database after the test, if it exists. Returns its name."""
     made: list[tuple[Server, str]] = []
 
     def note(server: Server, name: str) -> str:
@@ -103,7 +101,7 @@ def the_dump(dst: Path) -> Path:
 
 
 def everything(server: Server) -> str:
-    """Content with the extensions that the server has."""
+    """Return SQL for content that uses the extensions of the server."""
     found = server.psql("SELECT name FROM pg_available_extensions").splitlines()
     extensions = [name for name in EXTENSIONS if name in found]
     assert extensions
@@ -278,7 +276,8 @@ def test_backups_of_something_else(
     assert btw("fs", src, tmp_path / "files") == SILENCE
     assert btw("db", "-g", dst, env=one_server.as_superuser) == SILENCE
     before = databases(one_server)
-    for args in ([tmp_path / "files", "new"], ["-g", tmp_path / "files"], ["--create", dst, "new"]):
+    files = str(tmp_path / "files")
+    for args in ([files, "new"], ["-g", files], ["--create", str(dst), "new"]):
         result = btw("db-restore", *args, env=one_server.as_superuser)
         assert result.status == 1 and "does not hold" in result.err
     assert databases(one_server) == before
@@ -302,7 +301,7 @@ OWNED = f"""
 
 
 def without_owner(store: Loaded, server: Server, sql: str) -> None:
-    """Store a database of which a part belongs to a role, and drop the role."""
+    """Back up a database with objects that belong to a role, and drop the role."""
     try:
         store(server, "shop", sql)
     finally:
@@ -367,7 +366,7 @@ def test_a_server_that_is_down(
     btw: Btw, dst: Path, tmp_path: Path, one_server: Server, store: Loaded
 ) -> None:
     store(one_server, "shop")
-    for args in (["--create", dst, "new"], ["--clean", dst, "shop"]):
+    for args in (["--create", str(dst), "new"], ["--clean", str(dst), "shop"]):
         result = btw("db-restore", *args, env={**one_server.as_superuser, "PGHOST": str(tmp_path)})
         assert result.status == 1 and str(tmp_path) in result.err
         assert result.err.splitlines()[-1].startswith(f"{PROG}: ")
@@ -397,7 +396,7 @@ def test_globals_in_another_cluster(
         for _ in range(2):
             assert btw("db-restore", "-g", dst, env=peer_server.environment) == SILENCE
             assert peer_server.globals() == expected
-        peer_server.psql('DROP ROLE "Btw Member"')  # what is missing alone comes back
+        peer_server.psql('DROP ROLE "Btw Member"')  # only what is missing comes back
         assert btw("db-restore", "-g", dst, env=peer_server.environment) == SILENCE
         assert peer_server.globals() == expected
     finally:
@@ -430,7 +429,7 @@ def test_output(
     btw: Btw, dst: Path, tmp_path: Path, one_server: Server, make_database: MakeDatabase, what: str
 ) -> None:
     args = [make_database(one_server, "shop", SMALL)] if what == "database" else ["-g"]
-    stored = []
+    stored: list[bytes] = []
     try:
         for change in ("SELECT 1", "CREATE TABLE more ()", "CREATE ROLE btw_more"):
             one_server.psql(change, "shop" if what == "database" else "postgres")
@@ -446,7 +445,8 @@ def test_output(
         assert btw("db-restore", "--at", name, "--output", file, dst) == SILENCE
         assert file.read_bytes() == content
         assert file.stat().st_mode & 0o777 == 0o600
-        command = [sys.executable, "-m", "btw_backup", "db-restore", "--at", name, "--output", "-", dst]
+        command: list[str | Path] = [sys.executable, "-m", "btw_backup", "db-restore", "--at", name]
+        command += ["--output", "-", dst]
         assert subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout == content
 
 
@@ -512,7 +512,7 @@ def test_run_as_is_all_that_peer_authentication_takes(
 ) -> None:
     make_database(peer_server, "peer", SMALL)
     configure(config_dir, "peer", f"RUN_AS = {ACCOUNT.pw_name!r}\n")
-    private = tmp_path / "private"  # where the other account can't go
+    private = tmp_path / "private"  # the other account has no access to it
     private.mkdir(mode=0o700)
     environment = peer_server.environment
     assert btw("db", "peer", dst, env=environment, cwd=private) == SILENCE

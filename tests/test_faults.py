@@ -8,28 +8,29 @@ from pathlib import Path
 
 import pytest
 
-from . import faults
-from .postgres_servers import INSTALLATIONS, Server
+from .faults.scenes import SCENES, DbScene, Scene
+from .faults.trying import attempt, faults_of, prepared
+from .helpers.postgres_servers import INSTALLATIONS, Server
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
 
-@pytest.fixture(params=faults.SCENES)
-def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[faults.Scene]:
+@pytest.fixture(params=SCENES)
+def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
     """Each operation, prepared."""
     with ExitStack() as stack:
         server = None
-        if isinstance(faults.SCENES[request.param](), faults.DbScene):
+        if isinstance(SCENES[request.param](), DbScene):
             server = Server(INSTALLATIONS[0])
             stack.callback(server.stop)
-        yield stack.enter_context(faults.prepared(request.param, tmp_path, server))
+        yield stack.enter_context(prepared(request.param, tmp_path, server))
 
 
-def test_no_fault_costs_a_point(scene: faults.Scene) -> None:
+def test_no_fault_costs_a_point(scene: Scene) -> None:
     tried = 0
     wrong = []
-    for fault in faults.faults_of(scene, random.Random(scene.name), quick=True):
-        found = faults.attempt(scene, fault)
+    for fault in faults_of(scene, random.Random(scene.name), quick=True):
+        found = attempt(scene, fault)
         tried += found is not None
         wrong += [f"{fault}: {text}" for text in found or ()]
     assert not wrong, "\n".join(wrong)

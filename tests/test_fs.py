@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from . import trees
-from .conftest import Btw, Result
+from .helpers import trees
+from .helpers.running import Btw, Result
 
 ENDINGS = {"bzip2": ".tbz", "zstd": ".tar.zst", "gzip": ".tar.gz", "xz": ".tar.xz", "none": ".tar"}
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"
@@ -30,7 +30,7 @@ Configure = Callable[..., Path]
 
 
 def configure_in(config_dir: Path, src: Path, type_: str = "tar", **options: Any) -> Path:
-    """Make or rewrite the working directory for ``src``. Returns it."""
+    """Make or rewrite the working directory for ``src``. Returns its path."""
     work = config_dir / "test.0123"
     (work / "backup").mkdir(mode=0o700, parents=True, exist_ok=True)
     if not (work / "src").is_symlink():
@@ -52,7 +52,7 @@ def configure(config_dir: Path, src: Path) -> Configure:
 
 @pytest.fixture(autouse=True)
 def tidy(config_dir: Path, dst: Path) -> Iterator[None]:
-    """Whatever happened in a test, nothing is left in a working directory or a private directory."""
+    """Check after each test that nothing is left in a working directory or a private directory."""
     yield
     assert list(config_dir.glob("*/backup/*")) == []
     if (dst / ".btw-backup").is_dir():
@@ -61,22 +61,22 @@ def tidy(config_dir: Path, dst: Path) -> Iterator[None]:
 
 
 def visible(dst: Path) -> list[str]:
-    """The names in a destination, without those that begin with a dot."""
+    """Return the names in a destination, without those that begin with a dot."""
     return sorted(name for name in os.listdir(dst) if not name.startswith("."))
 
 
 def backups(dst: Path) -> list[str]:
-    """The names of the tarballs and chains."""
+    """Return the names of the tarballs and chains."""
     return [name for name in visible(dst) if re.match(TIME, name) and not name.endswith(".sha256")]
 
 
 def points(btw: Btw, dst: Path) -> list[str]:
-    """The lines of ``list``."""
+    """Return the lines that ``list`` prints."""
     return btw("list", dst).out.splitlines()
 
 
 def give_up_root_s_override() -> None:
-    """In a child: let modes bind even root, from the next program on (capabilities(7))."""
+    """In a child: make modes apply even to root, from the next exec on (capabilities(7))."""
     drop, override, search = 24, 1, 2  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
     for capability in (override, search):
         ctypes.CDLL(None).prctl(drop, capability, 0, 0, 0)
@@ -87,7 +87,7 @@ def log(dst: Path) -> str:
 
 
 def own_path(tmp_path: Path, *programs: str) -> dict[str, str]:
-    """An environment in which these programs are all there is."""
+    """Return an environment in which there are no other programs than these."""
     where = Path(tempfile.mkdtemp(dir=tmp_path))
     for program in programs:
         found = shutil.which(program)
@@ -225,7 +225,7 @@ class TestUnchanged:
     def test_reading_and_an_idle_log_change_nothing(
         self, btw: Btw, configure: Configure, src: Path, dst: Path
     ) -> None:
-        """Not one byte of a chain is touched by a run that finds nothing new."""
+        """A run that finds nothing new does not touch one byte of a chain."""
         configure("rdiff")
         btw("fs", src, dst)
         before = trees.facts(dst / backups(dst)[0])
@@ -236,7 +236,7 @@ class TestUnchanged:
 class TestQuickCheck:
     @pytest.fixture
     def src(self) -> Path:
-        """A source whose inodes have been left alone for longer than the clock's tick."""
+        """A source whose inodes have not changed for longer than the clock's tick."""
         return Path(json.__file__).parent
 
     @pytest.mark.parametrize("type_", ["tar", "rdiff"])
@@ -257,7 +257,7 @@ class TestQuickCheck:
     def test_a_replaced_backup_is_compared_again(
         self, btw: Btw, configure: Configure, src: Path, dst: Path, tmp_path: Path, type_: str
     ) -> None:
-        """What was recorded holds for the very file that was compared."""
+        """The record is valid only for the very file that was compared."""
         configure(type_)
         btw("fs", src, dst)
         made = dst / backups(dst)[0] / "backup.tar" if type_ == "rdiff" else dst / backups(dst)[0]
@@ -316,7 +316,7 @@ class TestFullOrIncremental:
 
 class TestChangeOfOptions:
     def test_type(self, btw: Btw, configure: Configure, src: Path, dst: Path, tmp_path: Path) -> None:
-        """The next backup is simply of the new kind, and what is there stays."""
+        """The next backup is of the new kind, and the old ones stay."""
         configure("rdiff")
         assert btw("fs", src, dst) == DONE
         configure("tar")
@@ -441,7 +441,7 @@ class TestLeftOut:
 
 class TestOwnership:
     def owners(self, dst: Path) -> dict[str, tuple[int, int]]:
-        """Everything in the destination, without the private directory."""
+        """Return the owners of everything in the destination but the private directory."""
         found = {}
         for name in visible(dst):
             for path in [dst / name, *(dst / name).rglob("*")]:
@@ -548,7 +548,7 @@ class TestOutput:
         try:
             while block := os.read(ours, 1 << 16):
                 said += block
-        except OSError:  # EIO: all is read
+        except OSError:  # EIO: the other end is closed, and all is read
             pass
         os.close(ours)
         if flags:
@@ -573,7 +573,7 @@ class TestReading:
     def test_unreadable_parts_are_named(
         self, btw: Btw, configure: Configure, src: Path, dst: Path, type_: str
     ) -> None:
-        """The rest is stored, and the status is 3, also when nothing has changed."""
+        """The rest is stored, and the status is 3, even if nothing has changed."""
         configure(type_, COMPRESSION="none")
         (src / "secret").write_text("secret\n")
         (src / "closed").mkdir()
@@ -591,7 +591,7 @@ class TestReading:
     def test_files_that_change_or_vanish_are_noted(
         self, btw: Btw, configure: Configure, src: Path, dst: Path, tmp_path: Path
     ) -> None:
-        """The compressor is slower than tar, so tar is still in the first file when its output appears."""
+        """The compressor is slower than tar, so its output appears while tar still reads the first file."""
         configure("tar", COMPRESSION="gzip")
         big = src / "a-big"
         big.write_bytes(os.urandom(48 << 20))
@@ -645,7 +645,7 @@ class TestModes:
 
 class TestFailures:
     def check(self, result: Result, text: str) -> None:
-        """One line that holds ``text``, and status 1."""
+        """Fail unless the run ended with status 1 and one line that holds ``text``."""
         assert (result.status, result.out) == (1, "")
         assert re.fullmatch(r"btw_backup: .+\n", result.err)
         assert text in result.err
@@ -747,7 +747,7 @@ class TestFailures:
 def test_an_addition_that_failed_leaves_its_room_to_the_new_chain(
     btw: Btw, configure: Configure, src: Path, tmp_path: Path
 ) -> None:
-    """The disk has room for two archives, not for three."""
+    """The disk has room for two archives, but not for three."""
     configure("rdiff")
     disk, once, programs = tmp_path / "disk", tmp_path / "once", tmp_path / "programs"
     disk.mkdir()

@@ -1,4 +1,4 @@
-"""``btw-backup fs-init`` and the working directories it makes."""
+"""``btw-backup fs-init`` and the working directories that it makes."""
 
 import ast
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Btw, Result
+from .helpers.running import Btw, Result
 
 DEFAULTS = {
     "MAX_INCREMENTAL_COUNT": 10,
@@ -27,14 +27,14 @@ EXISTS = "btw_backup: there is already a directory for this path"
 
 
 def created(result: Result) -> Path:
-    """The path that was announced."""
+    """Return the path that the run printed."""
     match = re.fullmatch(r"btw_backup: created (.+)\n", result.out, re.DOTALL)
     assert (result.status, result.err) == (0, "") and match
     return Path(match[1])
 
 
 def by_hand(config_dir: Path, name: str, src: Path | str, type_: str = "tar") -> Path:
-    """A working directory as another version made it."""
+    """Make a working directory as another version makes it."""
     work = config_dir / name
     (work / "backup").mkdir(mode=0o700, parents=True)
     (work / "src").symlink_to(src)
@@ -87,7 +87,7 @@ def test_the_same_path_gets_the_same_hash(btw: Btw, src: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("spelling", ["{}", "{}/", "{}//", "{}/.", "{}/sub/..", "/{}", "//{}"])
 def test_one_directory_per_path(btw: Btw, config_dir: Path, src: Path, dst: Path, spelling: str) -> None:
-    """However the path is written, and also with another name or type."""
+    """However the path is spelled, and even with another name or type."""
     work = created(btw("fs-init", "--type", "tar", src, "home"))
     path = spelling.format(src)
     assert btw("fs-init", "--type", "rdiff", path, "other") == Result(1, "", f"{EXISTS}\n")
@@ -198,7 +198,7 @@ class TestRefusals:
 
 
 def test_runs_at_the_same_time_make_one_directory(btw: Btw, config_dir: Path, src: Path) -> None:
-    argv = ["-m", "btw_backup", "--config-dir", config_dir, "fs-init", "--type", "tar", src]
+    argv: list[str | Path] = ["-m", "btw_backup", "--config-dir", config_dir, "fs-init", "--type", "tar", src]
     runs = [
         subprocess.Popen(
             [sys.executable, *argv, f"name{number}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -1,4 +1,4 @@
-"""Man pages, completions and help, as they are made from the parser."""
+"""Man pages, completions and help, generated from the parser."""
 
 import argparse
 import os

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Btw
+from .helpers.running import Btw
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_a_failing_after_is_said_and_the_backup_counts(btw: Btw, config: Path, s
 def test_no_hook_runs_while_another_works_on_the_destination(
     btw: Btw, config: Path, trace: Path, src: Path, dst: Path
 ) -> None:
-    """A service is not stopped in vain."""
+    """A service must not stop for a backup that cannot run."""
     add(config, f"BEFORE = {writes(trace, 'before')}\n")
     assert btw("fs", src, dst).status == 0
     held = subprocess.Popen(

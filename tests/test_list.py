@@ -1,4 +1,4 @@
-"""``btw-backup list``: exactly the backups and points that are there, read from names alone."""
+"""``btw-backup list`` prints exactly the backups and points that exist, and reads only names."""
 
 import os
 import re
@@ -9,22 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Btw, Result
-
-BASE = 1_795_385_777  # 2026-11-22T22:16:17Z
-
-
-def rdiff_backup(chain: Path, source: Path, at: int, zone: str = "UTC", content: str | None = None) -> None:
-    """Add a point to a chain, as rdiff-backup alone does it."""
-    source.mkdir(exist_ok=True)
-    (source / "backup.tar").write_text(content or f"content at {at}\n")
-    os.utime(source / "backup.tar", (at, at))
-    argv = ["rdiff-backup", "--new", "-v2", "--current-time", str(at), "backup", source, chain]
-    subprocess.run(argv, check=True, env={**os.environ, "TZ": zone})
+from .helpers.destinations import BASE, rdiff_backup
+from .helpers.running import Btw, Result
 
 
 def lines(btw: Btw, dst: Path) -> list[str]:
-    """What list prints, in lines."""
+    """Return the lines that ``list`` prints."""
     result = btw("list", dst)
     assert (result.status, result.err) == (0, "")
     assert result.out == "" or result.out.endswith("\n")
@@ -76,7 +66,7 @@ def test_oldest_first(btw: Btw, dst: Path, source: Path) -> None:
 
 @pytest.mark.parametrize("zones", [["EST5"] * 3, ["NPT-5:45"] * 3, ["EST5", "UTC", "JST-9"]])
 def test_stamps_with_an_offset(btw: Btw, dst: Path, source: Path, zones: list[str]) -> None:
-    """rdiff-backup stamps in the zone of TZ; the list is in UTC and in order of time."""
+    """rdiff-backup writes times in the zone of TZ; the list is in UTC and in order of time."""
     for number, zone in enumerate(zones):
         rdiff_backup(dst / "2026-11-22T22:16:17", source, BASE + number * 3600, zone)
     data = os.listdir(dst / "2026-11-22T22:16:17" / "rdiff-backup-data")
@@ -154,7 +144,7 @@ def test_a_chain_without_marker_has_no_point(btw: Btw, dst: Path, source: Path) 
 @pytest.mark.parametrize("points", [0, 1, 2], ids=["first", "first incremental", "second incremental"])
 @pytest.mark.parametrize("call", ["rename:1", "unlink:1", "unlink:2", "fsync:3"])
 def test_killed_rdiff_backup(btw: Btw, dst: Path, source: Path, points: int, call: str) -> None:
-    """Whenever it was killed, what was there before is listed, and nothing that can't be restored."""
+    """Whenever it is killed, the older points are listed, and nothing that can't be restored."""
     chain = dst / "2026-11-22T22:16:17"
     times = [BASE + number * 3600 for number in range(points + 1)]
     expected = ["2026-11-22T22:16:17", " 2026-11-22T23:16:17", " 2026-11-23T00:16:17"]
@@ -166,7 +156,16 @@ def test_killed_rdiff_backup(btw: Btw, dst: Path, source: Path, points: int, cal
     kill += ["-e", f"inject={traced}:signal=KILL:when={number}"]
     source.mkdir(exist_ok=True)
     (source / "backup.tar").write_text("the last one" * 9000)
-    argv = ["rdiff-backup", "--new", "-v2", "--current-time", str(times[-1]), "backup", source, chain]
+    argv: list[str | Path] = [
+        "rdiff-backup",
+        "--new",
+        "-v2",
+        "--current-time",
+        str(times[-1]),
+        "backup",
+        source,
+        chain,
+    ]
     killed = subprocess.run([*kill, *argv], capture_output=True)
     found = lines(btw, dst)
     assert killed.returncode == -signal.SIGKILL
@@ -177,7 +176,7 @@ def test_killed_rdiff_backup(btw: Btw, dst: Path, source: Path, points: int, cal
 
 
 def test_two_markers_are_an_interrupted_run(btw: Btw, dst: Path, source: Path) -> None:
-    """The newer one is of the run that was killed, so the older is the last point."""
+    """The newer marker is that of the killed run, so the older one names the last point."""
     chain = dst / "2026-11-22T22:16:17"
     for at in (BASE, BASE + 3600):
         rdiff_backup(chain, source, at)
@@ -189,7 +188,7 @@ def test_two_markers_are_an_interrupted_run(btw: Btw, dst: Path, source: Path) -
 
 
 def test_many_chains_at_once(btw: Btw, dst: Path, source: Path, tmp_path: Path) -> None:
-    """No program is started for each: they need not even be installed."""
+    """``list`` runs no program for each chain: rdiff-backup need not even be installed."""
     rdiff_backup(tmp_path / "chain", source, BASE)
     for number in range(60):
         shutil.copytree(tmp_path / "chain", dst / f"2026-11-22T22:00:{number:02}")

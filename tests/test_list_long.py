@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from btw_backup.destination.sizes import Measured, age
+from btw_backup.destination.sizes import Measured
 from btw_backup.list import objects, table
 
-from .conftest import Btw
-from .test_list import BASE, rdiff_backup
+from .helpers.destinations import BASE, rdiff_backup
+from .helpers.running import Btw
 
 FULL = datetime(2026, 11, 22, 22, 16, 17, tzinfo=UTC)
 KEYS = {
@@ -29,7 +29,7 @@ KEYS = {
 
 
 def listed(btw: Btw, dst: Path) -> list[dict[str, Any]]:
-    """What ``--json`` prints, each object of the documented form."""
+    """Return the objects that ``--json`` prints, and check that each has the documented form."""
     result = btw("list", "--json", dst)
     assert (result.status, result.err) == (0, "")
     points: list[dict[str, Any]] = json.loads(result.out)
@@ -91,26 +91,8 @@ def test_objects() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0, "0s"),
-        (59.9, "59s"),
-        (60, "1m"),
-        (3599, "59m"),
-        (3600, "1h 0m"),
-        (86399, "23h 59m"),
-        (86400, "1d 0h"),
-        (400 * 86400 + 7200, "400d 2h"),
-        (-7260, "-2h 1m"),
-    ],
-)
-def test_ages(seconds: float, words: str) -> None:
-    assert age(seconds) == words
-
-
 def test_a_chain(btw: Btw, dst: Path, chain: Path) -> None:
-    """The sum over the points is what the chain takes, but for what belongs to none of them."""
+    """The sizes of the points add up to that of the chain, but for what belongs to no point."""
     points = listed(btw, dst)
     assert [point["backup"] for point in points] == [chain.name] * 3
     assert [point["kind"] for point in points] == ["full", "incremental", "incremental"]

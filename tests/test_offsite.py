@@ -1,4 +1,4 @@
-"""Off-site copies in real repositories: what is sent, what is kept there, and what comes back."""
+"""Off-site copies in real repositories: what is sent, what is kept, and what comes back."""
 
 import json
 import os
@@ -13,15 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from . import repositories, test_concurrency, trees
-from .conftest import Btw, Result
-from .postgres_servers import MakeDatabase, Server
-from .repositories import PASSWORD, S3, configure, restic, snapshots
-from .test_concurrency import Gate, Start, ended
-from .test_list import rdiff_backup
-from .test_offsite_failures import at_rest
-
-pytest_plugins = ["tests.postgres_servers"]
+from .helpers import trees
+from .helpers.destinations import at_rest, rdiff_backup
+from .helpers.postgres_servers import MakeDatabase, Server
+from .helpers.repositories import PASSWORD, S3, configure, restic, snapshots
+from .helpers.running import Btw, Gate, Result, Start, ended
 
 pytestmark = pytest.mark.skipif(shutil.which("restic") is None, reason="restic is not installed")
 
@@ -34,19 +30,15 @@ OWNER = "12345:54321" if os.geteuid() == 0 else f"{os.getuid()}:{os.getgid()}"
 VIEW = ".btw-backup/view/destination"
 LONG_AGO = "2025-01-01T00:00:00"
 
-start = test_concurrency.start
-blank = repositories.blank
-repository = repositories.repository
-
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let restic have no cache of another test's copy of the repository."""
+    """Give restic a cache of its own: another test has a copy of the same repository."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def add_tarball(dst: Path, time: str, content: str = "content\n") -> Path:
-    """What a run at that time has left in a destination, made by tar alone."""
+    """Make what a run at that time leaves in a destination, with plain tar."""
     path = dst / f"{time}.tar.gz"
     (dst.parent / "packed").write_text(content)
     subprocess.run(["tar", "--force-local", "-C", dst.parent, "-czf", path, "packed"], check=True)
@@ -61,7 +53,7 @@ def stored(dst: Path) -> Path:
 
 
 class Source:
-    """A source, its backups, and how it was at each of its points."""
+    """A source, its backups, and its state at each point."""
 
     def __init__(self, btw: Btw, src: Path, dst: Path, states: Path, type_: str, options: str = "") -> None:
         self._run, self._src, self._dst, self._states = btw, src, dst, states
@@ -79,7 +71,7 @@ class Source:
         return self._run("fs", *options, self._src, self._dst, env=env)
 
     def assert_restored(self, dst: Path, scratch: Path) -> None:
-        """Fail unless every point of a copy of the destination gives what the source was then."""
+        """Fail unless every point of a copy of the destination gives back the source's state of that time."""
         scratch.mkdir()
         points = self._run("list", dst).out.split()
         assert len(points) == len(os.listdir(self._states))
@@ -94,12 +86,12 @@ MakeSource = Callable[..., Source]
 
 @pytest.fixture
 def make_source(btw: Btw, src: Path, dst: Path, tmp_path: Path) -> MakeSource:
-    """Make a working directory for the source, with a type and other options."""
+    """Make a working directory for the source, with a type and further options."""
     return lambda *options: Source(btw, src, dst, tmp_path / "states", *options)
 
 
 class SlowRestic(Gate):
-    """A restic that waits before one of its commands until it is opened."""
+    """A restic that waits before one of its commands until the gate is opened."""
 
     def __init__(self, top: Path, command: str) -> None:
         super().__init__(top, "restic")
@@ -109,7 +101,7 @@ class SlowRestic(Gate):
 
 
 def other_restic(top: Path, script: str) -> dict[str, str]:
-    """The environment in which a shell script is what restic is."""
+    """Return an environment in which a shell script takes the place of restic."""
     top.mkdir()
     (top / "restic").write_text(f"#!/bin/sh\n{script}\n")
     (top / "restic").chmod(0o755)
@@ -117,19 +109,19 @@ def other_restic(top: Path, script: str) -> dict[str, str]:
 
 
 def sent_names(repository: Path, snapshot: str = "latest") -> list[str]:
-    """The path of everything in a snapshot, as restic lists it."""
+    """Return the path of everything in a snapshot, as restic lists it."""
     _, *lines = restic(repository, "ls", snapshot).splitlines()
     return sorted(line.removeprefix("/destination/") for line in lines if line != "/destination")
 
 
 def visible_names(dst: Path) -> list[str]:
-    """The path of everything in a destination that is not private."""
+    """Return the path of everything in a destination outside the private directory."""
     found = (str(path.relative_to(dst)) for path in dst.rglob("*"))
     return sorted(name for name in found if not name.startswith(".btw-backup"))
 
 
 def set_aside(dst: Path, to: Path) -> Path:
-    """Copy what is not private of a destination, with all its attributes. Returns ``to``."""
+    """Copy a destination without the private directory, with all attributes. Returns ``to``."""
     subprocess.run(["cp", "-a", dst, to], check=True)
     shutil.rmtree(to / ".btw-backup")
     keep_mtime(dst, to)
@@ -137,18 +129,18 @@ def set_aside(dst: Path, to: Path) -> Path:
 
 
 def keep_mtime(of: Path, on: Path) -> None:
-    """Give a path the time of another."""
+    """Give a path the mtime of another."""
     found = of.stat()
     os.utime(on, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
 def as_copy(dst: Path) -> list[str]:
-    """The options that make a snapshot a copy of that destination."""
+    """Return the options that make a snapshot a copy of that destination."""
     return ["--tag", f"destination:{dst},newest:{LONG_AGO}"]
 
 
 def foreign(repository: Path, path: Path, *options: str, other: str = "") -> str:
-    """Let restic store a path, made for that, as somebody else would. Returns the snapshot's name."""
+    """Make a path and store it with plain restic, as a stranger would. Returns the snapshot's name."""
     path.mkdir(parents=True)
     (path / "file").write_text(f"{path}\n")
     with chdir(path.parent):
@@ -158,7 +150,7 @@ def foreign(repository: Path, path: Path, *options: str, other: str = "") -> str
 
 
 def failed(result: Result, *words: str, status: int = 1) -> bool:
-    """Whether it failed with that exit status, and one line that holds all these words."""
+    """Return whether the run failed with that exit status, and one line that holds all these words."""
     assert (result.status, result.out) == (status, ""), result
     assert len(result.err.splitlines()) == 1 and result.err.startswith(f"{PROG}: "), result
     assert all(word in result.err for word in words), result
@@ -233,7 +225,7 @@ def test_the_password_file_is_trusted_like_the_configuration(
 
 
 def test_a_relative_folder_is_one_place(btw: Btw, config_dir: Path, repository: Path, stored: Path) -> None:
-    """It is found from everywhere, or refused by every command."""
+    """Every command finds it from any directory, or every command refuses it."""
     configure(config_dir, os.path.relpath(repository, "/"))
     found = btw("fetch", "--list").status
     assert btw("sync", stored).status == found
@@ -372,7 +364,7 @@ def test_a_sync_waits_for_another(start: Start, repository: Path, stored: Path, 
 
 
 def test_a_destination_has_one_name(btw: Btw, repository: Path, tmp_path: Path) -> None:
-    """However odd it is, and however it is reached."""
+    """However odd the name is, and however the path is spelled."""
     name = "--init a, b=c\nd é"
     dst = tmp_path / name
     dst.mkdir()
@@ -446,7 +438,7 @@ def test_each_backup_is_sent(
     btw: Btw, repository: Path, config_dir: Path, make_source: MakeSource, dst: Path, tmp_path: Path,
     type_: str,
 ) -> None:  # fmt: skip
-    """An unchanged run is as fast as ever: it runs neither tar nor restic."""
+    """An unchanged run stays fast: it runs neither tar nor restic."""
     configure(config_dir, repository, options=AUTO)
     source = make_source(type_)
     time.sleep(2.1)  # after that the source's timestamps tell whether it has changed
@@ -467,7 +459,7 @@ def test_each_backup_is_sent(
 def test_what_could_not_be_sent_is_sent_by_the_next_run(
     btw: Btw, repository: Path, config_dir: Path, make_source: MakeSource, dst: Path, tmp_path: Path
 ) -> None:
-    """Also by one that finds nothing changed."""
+    """Even by a run that finds nothing changed."""
     configure(config_dir, repository, options=AUTO)
     source = make_source("rdiff")
     away = repository.rename(tmp_path / "away")
@@ -586,7 +578,7 @@ def test_nothing_is_sent_after_a_copy_that_is_dated_in_the_future(
 def test_a_destination_that_lost_all_its_points(
     btw: Btw, repository: Path, config_dir: Path, stored: Path
 ) -> None:
-    """As that of a disk that is not mounted, after a backup into the directory below."""
+    """Such as a mount point whose disk is missing, after a backup into the directory below it."""
     configure(config_dir, repository, options="OFFSITE_KEEP = {'last': 1}\n")
     assert btw("sync", stored) == SILENCE
     [before] = snapshots(repository)
@@ -693,7 +685,7 @@ def test_a_file_without_any_permission(btw: Btw, repository: Path, stored: Path)
 
 
 def test_a_damaged_repository(btw: Btw, repository: Path, stored: Path, tmp_path: Path) -> None:
-    """What cannot be restored in full is marked."""
+    """A copy that cannot be restored in full is marked."""
     (stored / f"{LONG_AGO}.tar.gz").write_bytes(os.urandom(200_000))
     assert btw("sync", stored) == SILENCE
     pack = max((path for path in repository.glob("data/*/*")), key=lambda path: path.stat().st_size)

@@ -18,12 +18,16 @@ from pathlib import Path
 
 import pytest
 
-from . import faults, repositories, test_concurrency, test_hostile, trees
-from .conftest import Btw, Result
-from .faults import Broken, Call, Case, Ended, Fault
-from .repositories import PASSWORD, S3, configure, restic, snapshots
-from .test_concurrency import Gate, Start, ended
-from .test_fs_restore import add_tarball, mounted
+from .faults.case import LOST, Broken, Case, Ended
+from .faults.faults import ERRORS, Failing, Fault, Kill, KillAll, Signalled, SmallDisk
+from .faults.points import Archivist
+from .faults.scenes import OWNER, FsScene
+from .faults.tracing import Call
+from .faults.trying import attempt
+from .helpers import hostile, trees
+from .helpers.destinations import add_tarball, at_rest, mounted
+from .helpers.repositories import PASSWORD, S3, configure, restic, snapshots
+from .helpers.running import Btw, Gate, Result, Start, ended
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("restic") is None, reason="restic is not installed"),
@@ -33,27 +37,14 @@ traced = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is no
 
 SILENCE = Result(0, "", "")
 SCRIPT = Path(__file__).with_name("fresh_machine.sh")
-# What may be in a destination's private directory while nothing runs.
-AT_REST = {"lock", "newest", "sent"}
+
+
 AUTO = "OFFSITE_AUTO = True\n"
-start = test_concurrency.start
-blank = repositories.blank
-repository = repositories.repository
-land = test_hostile.land
 NOT_SENT = "btw_backup: the backup was made, but not its off-site copy: "
 
 
-# ---- Repositories that open at once
-
-
-def at_rest(dst: Path) -> bool:
-    """Whether nothing but what belongs there is left in the private directory."""
-    private = dst / ".btw-backup"
-    return not private.exists() or {path.name for path in private.iterdir()} <= AT_REST
-
-
 def check_same(one: Path, other: Path, *but: str) -> None:
-    """Raise Broken unless two trees hold the same except for those names, by diff(1) and rsync(1)."""
+    """Raise Broken if diff(1) or rsync(1) finds a difference between two trees, except for those names."""
     rsync = ["rsync", "-n8aHAX", "--checksum", "--delete", "--itemize-changes"]
     rsync += ["--omit-dir-times"] * ("log.txt" in but)  # where it was new
     for argv in (
@@ -66,23 +57,23 @@ def check_same(one: Path, other: Path, *but: str) -> None:
 
 
 def bury(session: int) -> None:
-    """Wait until init has seen the end of what was killed in a session: restic's locks are stale then."""
+    """Wait until init has reaped what was killed in a session: only then are restic's locks stale."""
     while subprocess.run(["pgrep", "-s", str(session)], stdout=subprocess.DEVNULL).returncode == 0:
         time.sleep(0.01)
 
 
-# ---- Kills
+# Kills
 
 
 @dataclass
-class SyncScene(faults.FsScene):
-    """``sync`` of a destination whose last state was sent, and that has a new point since.
+class SyncScene(FsScene):
+    """``sync`` of a destination that has a new point since it was last sent.
 
-    The destination of every case has the same path, by which its copies are found.
+    The destination has the same path in every case: its copies are found by that.
     """
 
     blank: Path = Path()
-    # Copies are removed too: what a killed `restic forget --prune` leaves must not matter.
+    # Copies are removed too: what a killed `restic forget --prune` leaves must do no harm.
     general: str = "OFFSITE_KEEP = {'last': 2}\n"
 
     def arguments(self, case: Case) -> list[str]:
@@ -98,10 +89,10 @@ class SyncScene(faults.FsScene):
 
     def prepare(self, top: Path) -> None:
         self.top = top
-        self.archivist = faults.Archivist(top, self.plain)
+        self.archivist = Archivist(top, self.plain)
         made = Case(self, top / "case-1")
         made.dst.mkdir()
-        os.chown(made.dst, faults.OWNER, faults.OWNER)
+        os.chown(made.dst, OWNER, OWNER)
         self.change(0)
         self.first_config(made)
         for number in range(self.rounds):
@@ -115,10 +106,10 @@ class SyncScene(faults.FsScene):
         made.top.rename(top / "base")
 
     def ready(self, made: Case) -> None:
-        """What else must be done before the operation."""
-        log = made.dst / "log.txt"  # it is copied, so that a sync needs room
+        """Do what else must be done before the operation."""
+        log = made.dst / "log.txt"  # sync copies it, and needs room for that
         log.write_text("2025-01-01T00:00:00: a line of an earlier run\n" * 200)
-        os.chown(log, faults.OWNER, faults.OWNER)
+        os.chown(log, OWNER, OWNER)
 
     def _must(self, case: Case, arguments: Sequence[str]) -> None:
         done = subprocess.run(case.command(*arguments), env=case.environment, capture_output=True, text=True)
@@ -139,18 +130,18 @@ class SyncScene(faults.FsScene):
         return super().check_points(case)
 
     def check_after(self, case: Case) -> None:
-        """Raise Broken unless the repository is whole and gives back what the destination holds."""
+        """Raise Broken unless the repository is intact and gives back what the destination holds."""
         repository = case.top / "repository"
         try:
             restic(repository, "check", "--no-lock", "--read-data")
             found = snapshots(repository)
         except subprocess.CalledProcessError as error:
-            raise Broken(f"{faults.LOST}the repository: {error.output}") from error
+            raise Broken(f"{LOST}the repository: {error.output}") from error
         if not 2 <= len(found) <= 3:
             raise Broken(f"{len(found)} snapshots, where 2 are kept")
         target = case.top / "fetched"
         self._must(case, ["fetch", str(case.dst), str(target)])
-        # Lines in the log are no reason to send anything.
+        # New lines in the log are no reason to send anything.
         check_same(case.dst, target, ".btw-backup", *(["log.txt"] if self.adds else []))
 
     def check_left_over(self, case: Case, who: str) -> None:
@@ -160,7 +151,7 @@ class SyncScene(faults.FsScene):
         super().check_left_over(case, who)
 
     def check_source(self, case: Case) -> None:
-        """Raise Broken unless the fetched copy gives back the source, by the program."""
+        """Raise Broken unless the program restores the source from the fetched copy."""
         self._must(case, ["fs-restore", str(case.top / "fetched"), str(case.top / "restored")])
         trees.assert_same(self.source, case.top / "restored")
 
@@ -184,7 +175,7 @@ class AutoScene(SyncScene):
 
     @contextmanager
     def _copied(self, made: Case) -> Iterator[Case]:
-        """The finished case at its own place, which is put back as it was afterwards."""
+        """Lend the finished case, and restore it as it was afterwards."""
         aside = self.top / "aside"
         subprocess.run(["cp", "-a", made.top, aside], check=True)
         try:
@@ -215,13 +206,13 @@ def auto_scene(tmp_path_factory: pytest.TempPathFactory, blank: Path) -> SyncSce
 
 @pytest.fixture(scope="session")
 def sync_calls(sync_scene: SyncScene) -> list[Call]:
-    """Every call of a sync that changes the file system, or starts restic or awaits its end."""
+    """The calls of a sync that change the file system, start restic or await its end."""
     return sync_scene.traced()
 
 
 @pytest.fixture(scope="session")
 def auto_calls(auto_scene: SyncScene) -> list[Call]:
-    """Those of a backup after the new point was published: it begins to make the view then."""
+    """The calls of a backup from the moment when the new point is published and the view is begun."""
     calls = auto_scene.traced()
     first = next(
         number for number, call in enumerate(calls) if call.name == "mkdirat" and "view" in call.text
@@ -230,16 +221,16 @@ def auto_calls(auto_scene: SyncScene) -> list[Call]:
 
 
 def spread(found: Sequence[Call], count: int) -> list[Call]:
-    """So many of them, at even distances; the first and the last are among them."""
+    """Return ``count`` of the calls, evenly spread, with the first and the last among them."""
     last = len(found) - 1
     return [found[round(number * last / (count - 1))] for number in range(count)]
 
 
 def try_all(scene: SyncScene, tried: Sequence[Fault]) -> None:
-    """Fail unless each fault came to pass and cost nothing."""
+    """Fail unless each fault took effect and cost nothing."""
     wrong = []
     for fault in tried:
-        found = faults.attempt(scene, fault)
+        found = attempt(scene, fault)
         wrong += [f"{fault}: {text}" for text in (["it had no effect"] if found is None else found)]
     assert not wrong, "\n".join(wrong)
 
@@ -247,14 +238,14 @@ def try_all(scene: SyncScene, tried: Sequence[Fault]) -> None:
 @traced
 @pytest.mark.parametrize("part", range(4))
 def test_a_killed_sync_costs_nothing(sync_scene: SyncScene, sync_calls: list[Call], part: int) -> None:
-    alone = [faults.Kill(call) for call in spread(sync_calls, 12)]
-    together = [faults.KillAll(call) for call in spread(sync_calls[1:], 12) if call.name != "wait4"]
+    alone = [Kill(call) for call in spread(sync_calls, 12)]
+    together = [KillAll(call) for call in spread(sync_calls[1:], 12) if call.name != "wait4"]
     try_all(sync_scene, [*alone[part::4], *together[part::4]])
 
 
 @dataclass(frozen=True)
 class KillWhen(Fault):
-    """SIGKILL for everything, as soon as restic adds (``+``) or removes something of a kind."""
+    """SIGKILL hits everything as soon as restic adds (``+``) or removes a file of some kind."""
 
     kind = "kill when"
     change: str
@@ -288,8 +279,8 @@ def test_a_sync_killed_while_restic_writes_costs_nothing(
 def test_what_a_killed_backup_did_not_send_is_sent_by_the_next(
     auto_scene: SyncScene, auto_calls: list[Call], part: int
 ) -> None:
-    alone = [faults.Kill(call) for call in spread(auto_calls, 4)]
-    together = [faults.KillAll(call) for call in spread(auto_calls[4:], 4) if call.name != "wait4"]
+    alone = [Kill(call) for call in spread(auto_calls, 4)]
+    together = [KillAll(call) for call in spread(auto_calls[4:], 4) if call.name != "wait4"]
     try_all(auto_scene, [*alone[part::2], *together[part::2]])
 
 
@@ -297,19 +288,19 @@ def test_what_a_killed_backup_did_not_send_is_sent_by_the_next(
 def test_signals_at_any_moment(sync_scene: SyncScene, sync_calls: list[Call]) -> None:
     signals = itertools.cycle([signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     some = [call for call in spread(sync_calls, 3) if call.name != "wait4"]
-    try_all(sync_scene, [faults.Signalled(signum, call) for signum, call in zip(signals, some, strict=False)])
+    try_all(sync_scene, [Signalled(signum, call) for signum, call in zip(signals, some, strict=False)])
 
 
 @traced
 def test_system_calls_that_fail(sync_scene: SyncScene, sync_calls: list[Call]) -> None:
     failing = [call for call in sync_calls if re.match("open|link|rename|mkdir|write|sendfile", call.name)]
-    some = zip(itertools.cycle(faults.ERRORS), spread(failing, 3), strict=False)
-    try_all(sync_scene, [faults.Failing(error, call) for error, call in some])
+    some = zip(itertools.cycle(ERRORS), spread(failing, 3), strict=False)
+    try_all(sync_scene, [Failing(error, call) for error, call in some])
 
 
 @dataclass(frozen=True)
-class FullDestination(faults.SmallDisk):
-    """The destination's disk has little room: one line says so, or there was enough of it."""
+class FullDestination(SmallDisk):
+    """The destination's disk has little room: it is enough, or one line reports that it is not."""
 
     def judge(self, case: Case, ended: Ended, there: bool) -> None:
         super().judge(case, ended, there)
@@ -337,11 +328,11 @@ def test_the_fetched_copy_of_what_was_killed_gives_back_the_source(
         sync_scene.check_source(case)
 
 
-# ---- One destination
+# One destination
 
 
 def add_point(dst: Path, number: int = 0, size: int = 1000) -> None:
-    """A backup that cannot be compressed."""
+    """Make a backup that cannot be compressed."""
     content = hashlib.shake_128(bytes([number])).hexdigest(size // 2)
     add_tarball(dst, f"2025-01-01T{number:02}:00:00.tbz", {"file": content})
 
@@ -358,7 +349,7 @@ Backup = Callable[[str], Result]
 
 @pytest.fixture
 def backup(btw: Btw, src: Path, dst: Path) -> Backup:
-    """Back up the source with this in it."""
+    """Back up the source with this text in it."""
     assert btw("fs-init", "--type", "tar", src, "name").status == 0
 
     def run(text: str) -> Result:
@@ -369,7 +360,7 @@ def backup(btw: Btw, src: Path, dst: Path) -> Backup:
 
 
 def said(result: Result, status: int, *words: str | Path) -> None:
-    """Fail unless a run ended so, and said it in one line."""
+    """Fail unless a run ended with that status, and one line that holds all these words."""
     assert (result.status, len(result.err.splitlines())) == (status, 1), result
     assert result.err.startswith(NOT_SENT if status == 4 else "btw_backup: "), result
     assert [str(word) for word in words if str(word) not in result.err] == [], result
@@ -377,7 +368,7 @@ def said(result: Result, status: int, *words: str | Path) -> None:
 
 
 def check_fetched(btw: Btw, dst: Path) -> None:
-    """Fail unless the newest copy is what the destination holds, and nothing is left in that."""
+    """Fail unless the newest copy equals the destination, and nothing is left behind in that."""
     target = dst.with_name("fetched")
     shutil.rmtree(target, ignore_errors=True)
     assert btw("fetch", dst, target) == SILENCE
@@ -385,11 +376,11 @@ def check_fetched(btw: Btw, dst: Path) -> None:
     assert at_rest(dst)
 
 
-# ---- Signals while restic runs
+# Signals while restic runs
 
 
 def gate_before(top: Path, command: str) -> Gate:
-    """A restic that waits when this command of it is run, and says which process it is."""
+    """Return a restic that waits at one of its commands, and writes down its process ID."""
     gate = Gate(top / "gate", "restic")
     script = top / "gate" / "restic"
     others = f'#!/bin/sh\n[ "$1" = {command} ] || exec {shutil.which("restic")} "$@"\necho $$ >{top}/pid\n'
@@ -442,12 +433,12 @@ def test_a_store_that_never_answers_can_be_interrupted(
     assert at_rest(filled)
 
 
-# ---- A store by the network
+# A store by the network
 
 
 @pytest.fixture
 def store(tmp_path: Path, blank: Path, config_dir: Path) -> Iterator[S3]:
-    """An S3 endpoint with an empty repository in it, which is configured."""
+    """An S3 endpoint with an empty repository in it; the configuration names it."""
     shutil.copytree(blank, tmp_path / "s3" / "bucket" / "server")
     with S3(tmp_path / "s3") as made:
         configure(config_dir, made.address, made.env, AUTO)
@@ -512,12 +503,12 @@ def test_a_store_that_goes_away_and_comes_back(
     check_fetched(btw, dst)
 
 
-# ---- Full and locked repositories
+# Full and locked repositories
 
 
 @pytest.fixture
 def small(blank: Path, config_dir: Path, tmp_path: Path) -> Iterator[Path]:
-    """A repository on a disk of its own that is small, which is configured."""
+    """A repository on a small disk of its own; the configuration names it."""
     disk = tmp_path / "disk"
     disk.mkdir()
     with mounted("-t", "tmpfs", "-o", "size=4m", "none", disk):
@@ -527,7 +518,7 @@ def small(blank: Path, config_dir: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 def fill_up(disk: Path, room: int) -> Path:
-    """Leave so many KiB on a disk. Returns what must be removed to make room."""
+    """Leave ``room`` KiB free on a disk. Returns the file to remove to make room."""
     free = os.statvfs(disk)
     ballast = disk / "ballast"
     ballast.write_bytes(bytes(free.f_bfree * free.f_frsize - room * 1024))
@@ -562,7 +553,7 @@ def test_a_repository_without_any_room_says_so(btw: Btw, small: Path, filled: Pa
 
 @contextmanager
 def locking(repository: Path, top: Path, *, exclusive: bool) -> Iterator[subprocess.Popen[bytes]]:
-    """A restic of somebody else that has the repository locked, and waits."""
+    """Run a stranger's restic that has locked the repository and waits."""
     strace = ["strace", "-f", "-o", str(top / "lock.trace"), "-e", "trace=unlinkat"]
     strace += ["-e", "inject=unlinkat:delay_enter=60000000"]  # its lock is the first file that it removes
     argv = [*strace, "restic", "--no-cache", "check"] if exclusive else ["restic", "backup", "--stdin"]
@@ -629,7 +620,7 @@ def test_copies_are_not_removed_while_somebody_reads_them(
         check_fetched(btw, filled)
 
 
-# ---- Two at once
+# Two at once
 
 
 def test_two_syncs_of_one_destination(
@@ -699,7 +690,7 @@ def test_a_backup_while_another_state_is_sent(
     check_fetched(btw, dst)
 
 
-# ---- The destination belongs to somebody else
+# The destination belongs to somebody else
 
 TARBALL, PLAIN = "2025-01-01T00:00:00.tbz", "2025-01-01T01:00:00.tar"
 
@@ -707,25 +698,23 @@ TARBALL, PLAIN = "2025-01-01T00:00:00.tbz", "2025-01-01T01:00:00.tar"
 @pytest.mark.parametrize(
     "name", ["log.txt", TARBALL, PLAIN, f"{PLAIN}.sha256", "", "backup.tar", "rdiff-backup-data/*log"]
 )
-def test_nothing_of_outside_is_sent(btw: Btw, land: test_hostile.Land, repository: Path, name: str) -> None:
-    chain = test_hostile.fill(
-        land, btw, lambda: btw("fs", "-u", test_hostile.USER, land.src, land.dst), "rdiff"
-    )
+def test_nothing_of_outside_is_sent(btw: Btw, land: hostile.Land, repository: Path, name: str) -> None:
+    chain = hostile.fill(land, btw, lambda: btw("fs", "-u", hostile.USER, land.src, land.dst), "rdiff")
     add_tarball(land.dst, TARBALL, {"file": "compressed"})
     subprocess.run(["tar", "-C", land.src, "-cf", land.dst / PLAIN, "--force-local", "."], check=True)
     (land.dst / f"{PLAIN}.sha256").write_text(f"{0:064}  {PLAIN}\n")
     for path in land.dst.iterdir():
         if path.is_file():
-            os.chown(path, *test_hostile.ids())
+            os.chown(path, *hostile.ids())
     outside = name.startswith(("2025", "log"))
-    victim = land.dst / name if outside else test_hostile.pick(land, name, chain)
+    victim = land.dst / name if outside else hostile.pick(land, name, chain)
     prepared = land.top / "prepared"
     subprocess.run(["cp", "-a", land.dst, prepared], check=True)
     wrong = []
-    for how in [how for how in test_hostile.HOW if how not in ("file", "directory")]:
+    for how in [how for how in hostile.HOW if how not in ("file", "directory")]:
         subprocess.run(["rm", "-rf", land.dst], check=True)
         subprocess.run(["cp", "-a", prepared, land.dst], check=True)
-        test_hostile.put(how, victim, land)
+        hostile.put(how, victim, land)
         before = land.canaries()
         result = btw("sync", land.dst)
         gone = result == SILENCE and not any(
@@ -742,12 +731,12 @@ def test_nothing_of_outside_is_sent(btw: Btw, land: test_hostile.Land, repositor
     for snapshot in snapshots(repository):
         restic(repository, "restore", str(snapshot["id"]), f"--target={restored}")
     for path in restored.rglob("*"):
-        if path.is_file() and test_hostile.MARK in path.read_bytes():
+        if path.is_file() and hostile.MARK in path.read_bytes():
             wrong.append(f"a secret was sent: {path}")
     assert not wrong, "\n".join(wrong)
 
 
-# ---- A machine that has nothing
+# A machine that has nothing
 
 
 def test_a_fresh_machine(btw: Btw, store: S3, config_dir: Path, src: Path, dst: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Telling whether two dumps hold the same, with dumps of every version of PostgreSQL that there is."""
+"""Comparisons of dumps, made by every version of PostgreSQL on this machine."""
 
 import bz2
 import os
@@ -12,9 +12,7 @@ import pytest
 
 from btw_backup.programs.postgres import dumped_database, same_dump, same_globals
 
-from .postgres_servers import Installation, MakeDatabase, Server, Start
-
-pytest_plugins = ["tests.postgres_servers"]
+from .helpers.postgres_servers import Installation, MakeDatabase, Server, Start
 
 DATABASE = "compared"
 CONTENT = """
@@ -24,7 +22,7 @@ CONTENT = """
 
 
 class Pair(NamedTuple):
-    """Two dumps of the same, made in different seconds; ``time`` is where the first one holds its time."""
+    """Two dumps of one state, made in different seconds; ``time`` is the offset of the first one's time."""
 
     first: bytes
     second: bytes
@@ -33,7 +31,7 @@ class Pair(NamedTuple):
 
 @pytest.fixture(scope="module")
 def pairs() -> dict[str, Pair]:
-    """The dumps of each version, made once."""
+    """The dumps of each version, which are made only once."""
     return {}
 
 
@@ -54,7 +52,7 @@ def pair(
 
 @contextmanager
 def files(*contents: bytes) -> Iterator[list[int]]:
-    """Open files with those contents."""
+    """Yield open files with those contents."""
     opened = [tempfile.TemporaryFile() for _ in contents]
     for file, content in zip(opened, contents, strict=True):
         file.write(content)
@@ -65,7 +63,7 @@ def files(*contents: bytes) -> Iterator[list[int]]:
 
 
 def same(compare: Callable[[int, int], bool], one: bytes, other: bytes) -> bool:
-    """What a comparison says of two contents, which must not depend on their order."""
+    """Compare two contents, and check that their order makes no difference."""
     with files(one, other) as (first, second):
         answers = {compare(first, second), compare(second, first)}
     assert len(answers) == 1
@@ -149,7 +147,7 @@ class Globals(NamedTuple):
 
 @pytest.fixture(scope="module")
 def dumped_globals() -> dict[str, Globals]:
-    """The dumps of each version, made once."""
+    """The dumps of each version, which are made only once."""
     return {}
 
 

@@ -1,4 +1,4 @@
-"""Other processes, where no command shows them."""
+"""Other processes: what no command shows."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import pytest
 
 from btw_backup.programs import process
 
-# A signal that arrives just when subprocess has taken its lock, or else while it is being waited.
+# A signal arrives while subprocess holds its lock, or while a program is waited for.
 SIGNALLED = """
 import signal
 from btw_backup.programs import process
@@ -68,7 +68,7 @@ def test_a_signal_always_ends_what_is_waited_for() -> None:
 
 @pytest.fixture
 def ended(monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
-    """Whether all processes that the test has made are gone, and it has made some."""
+    """Tell whether the test has made processes, and all of them are gone."""
     made = []
     real = os.fork
 
@@ -92,7 +92,8 @@ def fail() -> bytes:
 
 
 def go_wrong() -> bytes:
-    return b"%d" % {}["missing"]
+    nothing: dict[str, int] = {}
+    return b"%d" % nothing["missing"]
 
 
 def end_by_signal() -> bytes:
@@ -124,7 +125,7 @@ def test_work_beside_ends_with_the_block(ended: Callable[[], bool]) -> None:
     assert ended()
 
 
-# A process in which another one works, until a signal comes to both, as from a terminal.
+# A process with a working child, until a signal hits both, as a terminal sends it.
 BESIDE = """
 import os, signal, sys, time
 from btw_backup.programs import process

@@ -35,7 +35,7 @@ POLICIES = st.builds(
 
 
 def chains(times: Sequence[datetime], lengths: Sequence[int]) -> list[Backup]:
-    """Backups of those points, oldest first, with so many points each."""
+    """Make backups of those points, oldest first, with ``lengths`` points each."""
     left = sorted(set(times))
     made = []
     for length in [*lengths, *[1] * len(left)]:
@@ -65,7 +65,9 @@ def test_the_newest_is_always_kept(backups: list[Backup], policy: Policy) -> Non
 def test_a_more_generous_policy_never_keeps_less(backups: list[Backup], one: Policy, other: Policy) -> None:
     spans = [policy.within for policy in (one, other) if policy.within is not None]
     counts = [max(pair) for pair in zip(one[:6], other[:6], strict=True)]
-    generous = {d.backup for d in decide(backups, Policy(*counts, max(spans, default=None))) if d.keep}
+    generous = {
+        d.backup for d in decide(backups, Policy._make([*counts, max(spans, default=None)])) if d.keep
+    }
     assert {decision.backup for decision in decide(backups, one) if decision.keep} <= generous
 
 
@@ -142,7 +144,7 @@ def test_example_of_a_daily_backup_for_three_years(policy: Policy, kept: list[st
 
 
 class Restic:
-    """A repository with snapshots of two hosts, each of which is a series of points."""
+    """A repository with snapshots of two hosts; each host has a series of points."""
 
     def __init__(self, top: Path) -> None:
         self._top = top
@@ -162,7 +164,7 @@ class Restic:
         self._run("backup", "--stdin", f"--host={host}", f"--time={time:%Y-%m-%d %H:%M:%S}")
 
     def kept(self, policy: Policy) -> dict[str, set[datetime]]:
-        """What each host keeps, by ``restic forget``."""
+        """Return what ``restic forget`` keeps of each host."""
         argv = [f"--keep-{word}={count}" for word, count in zip(WORDS, policy, strict=False) if count]
         if policy.within is not None:
             argv.append(f"--keep-within={policy.within.days}d{policy.within.seconds // 3600}h")
@@ -181,7 +183,7 @@ def restic(tmp_path: Path) -> Restic:
 
 
 def random_series() -> dict[str, list[datetime]]:
-    """Points, some in the same hour, day, week; around New Year; at the borders of hours and days."""
+    """Return points that share hours, days and weeks, around New Year and at the turn of hours and days."""
     rng = random.Random(4)
     made = {}
     for host, spread in (("dense", 4), ("sparse", 500)):
@@ -189,19 +191,24 @@ def random_series() -> dict[str, list[datetime]]:
         times = {start + timedelta(days=rng.randrange(spread), hours=rng.randrange(24)) for _ in range(8)}
         times |= {time - timedelta(seconds=1) for time in sorted(times)[:2]}
         times |= {time + timedelta(seconds=rng.randrange(3600)) for time in sorted(times)[-3:]}
-        # No other is a whole number of hours older: the ends of spans have a test of their own.
+        # No other point is a whole number of hours older: another test covers the ends of spans.
         made[host] = [*sorted(times), max(times) + timedelta(seconds=5417)]
     return made
 
 
 def random_policies(count: int) -> list[Policy]:
-    """Each rule alone, and then mixtures."""
+    """Return policies with each rule alone, and mixtures."""
     rng = random.Random(44)
-    alone = [Policy(**{word: rng.randrange(2, 9)}) for word in WORDS]
+    alone = [
+        Policy._make([*(rng.randrange(2, 9) if each == word else 0 for each in WORDS), None])
+        for word in WORDS
+    ]
     mixed = [
-        Policy(
-            *[rng.choice([0, 0, 1, 2, 3, 7]) for _ in WORDS],
-            within=rng.choice([None, timedelta(hours=rng.randrange(1, 3000))]),
+        Policy._make(
+            [
+                *[rng.choice([0, 0, 1, 2, 3, 7]) for _ in WORDS],
+                rng.choice([None, timedelta(hours=rng.randrange(1, 3000))]),
+            ]
         )
         for _ in range(count)
     ]

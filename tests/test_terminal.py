@@ -1,4 +1,4 @@
-"""What is shown on a real terminal, and only there."""
+"""What appears on a real terminal, and only there."""
 
 import fcntl
 import os
@@ -12,19 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Btw
+from .helpers.running import Btw
 
 
 @pytest.fixture
 def large(src: Path, btw: Btw) -> Path:
-    """A source that takes long enough to compress for a bar to appear."""
+    """A source that takes so long to compress that a bar appears."""
     (src / "large").write_bytes(os.urandom(48_000_000))
     assert btw("fs-init", "--type", "tar", src, "name").status == 0
     return src
 
 
 def on_terminal(*argv: str | Path, env: dict[str, str] | None = None) -> tuple[int, str]:
-    """Run it with a terminal of 24 lines of 80 columns as stderr. Returns the status and what it shows."""
+    """Run the program with a terminal of 24 × 80 as stderr. Returns the status and what it shows."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""A tree of everything that is hard to back up, and a comparison of trees by other programs than ours."""
+"""A tree of everything that is hard to back up, and comparisons of trees by programs other than ours."""
 
 import os
 import shutil
@@ -7,11 +7,11 @@ from pathlib import Path
 
 NEWLINE = "new\nline"
 NOT_UTF8 = os.fsdecode(b"latin-1 \xe9\xff")
-LONG = "/".join(["deep" * 20] * 5)  # longer than a name can be, and than an old tar header can hold
+LONG = "/".join(["deep" * 20] * 5)  # longer than a name may be, and too long for an old tar header
 
 
 def build(top: Path) -> None:
-    """Make the tree in a new directory. As root it holds also what only root can make."""
+    """Make the tree in a new directory. If root makes it, it also holds what only root can make."""
     top.mkdir()
     for name in ("plain", NEWLINE, NOT_UTF8, "-rf", "--exclude=plain", "::", " ", "*"):
         (top / name).write_text(f"in {name!r}\n")
@@ -72,7 +72,7 @@ def _run(*argv: str | Path, cwd: Path | None = None) -> bytes:
 
 
 def facts(top: Path) -> list[bytes]:
-    """What find, getfattr and getcap say of every entry, nanoseconds included."""
+    """Return what find, getfattr and getcap print about every entry, with nanoseconds."""
     common = "%P|%y|%m|%U:%G|%T@"
     found = _run(
         "find",
@@ -99,9 +99,9 @@ def assert_same(one: Path, other: Path) -> None:
 
 
 def untar(tarball: Path, into: Path) -> Path:
-    """Extract with plain tar, as the administrator does it by hand. Returns ``into``."""
+    """Extract with plain tar, as an administrator does by hand. Returns ``into``."""
     into.mkdir()
-    argv = [
+    argv: list[str | Path] = [
         "tar",
         "--force-local",
         "-xp",
@@ -125,5 +125,5 @@ def restore_point(chain: Path, at: str, into: Path) -> Path:
 
 
 def members(tarball: Path) -> list[str]:
-    """The names in an archive, quoted as tar does it."""
+    """Return the names in an archive, quoted as tar does."""
     return _run("tar", "--force-local", "-tf", tarball).decode().splitlines()

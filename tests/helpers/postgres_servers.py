@@ -1,9 +1,7 @@
-"""Real PostgreSQL servers for the tests: the majors of a test package, and the machine's own.
+"""Real PostgreSQL servers for the tests: the versions of a test package, and the machine's own.
 
-Each is started at its first use, once per worker, listens on a Unix socket in a short temporary
-directory only, and ends with the worker. A major of the package that can't be run is a failure.
-
-PYTEST_DONT_REWRITE: test modules import this before they name it in pytest_plugins.
+Each starts at its first use, once per worker, listens only on a Unix socket in a temporary directory with
+a short path, and ends with the worker. If a version of the package does not run, the tests fail.
 """
 
 import importlib.util
@@ -26,7 +24,7 @@ AS_ROOT = os.geteuid() == 0
 ACCOUNT = pwd.getpwnam("nobody") if AS_ROOT else pwd.getpwuid(os.geteuid())
 _DROP = ["setpriv", f"--reuid={ACCOUNT.pw_uid}", f"--regid={ACCOUNT.pw_gid}", "--clear-groups"]
 AS_ACCOUNT = _DROP if AS_ROOT else []
-# What makes it safe against power cuts only makes it slow.
+# Safety against power cuts would only make the tests slow.
 _FAST = ["-F", "-c", "full_page_writes=off", "-c", "autovacuum=off", "-c", "shared_buffers=16MB"]
 
 
@@ -39,7 +37,7 @@ class Installation(NamedTuple):
 
 
 class Server:
-    """A running server. Its superuser is called like the account of the system that it runs as."""
+    """A running server. Its superuser has the name of the system's account that it runs as."""
 
     superuser = ACCOUNT.pw_name
 
@@ -66,10 +64,11 @@ class Server:
         settings = ["--encoding=UTF8", "--no-locale", f"--auth={authentication}", "--no-sync"]
         self.run("initdb", f"--pgdata={self._data}", f"--username={self.superuser}", *settings)
         self._log = self.directory / "log"
+        argv: list[str | Path] = [*(_DROP if AS_ROOT else ["setpriv"]), "--pdeathsig=QUIT"]
+        argv += [self.bin / "postgres", "-D", self._data, "-k", self.socket, "-h", "", *_FAST]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [*(_DROP if AS_ROOT else ["setpriv"]), "--pdeathsig=QUIT", self.bin / "postgres"]
-                + ["-D", self._data, "-k", self.socket, "-h", "", *_FAST],
+                argv,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -83,7 +82,7 @@ class Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Where clients of the same version find it, but not as whom they connect."""
+        """The environment in which clients of the same version find the server; it names no user."""
         return {"PATH": f"{self.bin}:{os.environ['PATH']}", "PGHOST": str(self.socket)}
 
     @property
@@ -99,7 +98,7 @@ class Server:
         data: bytes | None = None,
         accepted: tuple[int, ...] = (0,),
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run one of PostgreSQL's programs as the account, and the superuser."""
+        """Run one of PostgreSQL's programs as the account, which is the superuser."""
         done = subprocess.run(
             [*AS_ACCOUNT, self.bin / program, *args],
             input=data,
@@ -120,12 +119,12 @@ class Server:
         return done.stdout.decode().removesuffix("\n")
 
     def plain_dump(self, database: str) -> list[bytes]:
-        r"""The lines of a plain dump, without the random keys of \restrict and \unrestrict."""
+        r"""Return the lines of a plain dump, without the random keys of \restrict and \unrestrict."""
         return without_keys(self.run("pg_dump", database=database).stdout)
 
     @contextmanager
     def session(self, sql: str, database: str) -> Iterator[None]:
-        """A session that has executed statements, and stays open as long as the block."""
+        """Open a session, execute statements in it, and keep it open as long as the block."""
         with subprocess.Popen(
             [*AS_ACCOUNT, self.bin / "psql", "-X", "-q"],
             stdin=subprocess.PIPE,
@@ -140,7 +139,7 @@ class Server:
             yield
 
     def globals(self) -> list[bytes]:
-        """The lines of a dump of roles and tablespaces, without those keys."""
+        """Return the lines of a dump of roles and tablespaces, without those keys."""
         return without_keys(self.run("pg_dumpall", "--globals-only").stdout)
 
     def stop(self) -> None:
@@ -149,19 +148,19 @@ class Server:
             self._process.terminate()
             try:
                 self._process.wait(2)
-            except subprocess.TimeoutExpired:  # until the last session ends
+            except subprocess.TimeoutExpired:  # it waits for the last session to end
                 self._process.send_signal(3)  # SIGQUIT: immediate shutdown
                 self._process.wait(30)
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
 def without_keys(sql: bytes) -> list[bytes]:
-    """The lines of a dump, without those that hold random keys."""
+    """Return the lines of a dump, without those that hold random keys."""
     return [line for line in sql.splitlines() if not line.startswith((b"\\restrict ", b"\\unrestrict "))]
 
 
 def _within_reach(binaries: Path, directory: Path) -> Path:
-    """The programs where the account can run them: a copy where they are in a private place."""
+    """Return the directory where the account can run the programs, with copies of them if need be."""
     if subprocess.run([*AS_ACCOUNT, "test", "-x", binaries / "postgres"], cwd="/").returncode == 0:
         return binaries
     package = binaries.parent.parent
@@ -192,9 +191,9 @@ MakeDatabase = Callable[..., str]
 
 @pytest.fixture(scope="session")
 def start_server() -> Iterator[Start]:
-    """Give the server of an installation, and start it when it is not running yet.
+    """Get the server of an installation, and start it if it is not running yet.
 
-    With ``peer`` it is a second server, where only the account of a role may log in as that role.
+    With ``peer`` it is a second server, on which only the account of a role may log in as that role.
     """
     running: dict[tuple[str, bool], Server] = {}
 
@@ -213,7 +212,7 @@ def start_server() -> Iterator[Start]:
 
 @pytest.fixture(params=INSTALLATIONS, ids=lambda installation: installation.name)
 def installation(request: pytest.FixtureRequest) -> Installation:
-    """Each PostgreSQL that there is."""
+    """Each PostgreSQL on this machine."""
     found: Installation = request.param
     return found
 
@@ -226,19 +225,19 @@ def server(installation: Installation, start_server: Start) -> Server:
 
 @pytest.fixture
 def peer_server(installation: Installation, start_server: Start) -> Server:
-    """Another server of each version, on which accounts log in under their own names only."""
+    """Another server of each version, on which accounts log in only under their own names."""
     return start_server(installation, peer=True)
 
 
 @pytest.fixture
 def one_server(start_server: Start) -> Server:
-    """One server, where the version makes no difference."""
+    """One server, for tests that do not depend on the version."""
     return start_server(INSTALLATIONS[0])
 
 
 @pytest.fixture
 def make_database() -> Iterator[MakeDatabase]:
-    """Create databases that are dropped after the test. Gives the name back."""
+    """Create a database that is dropped after the test. Returns its name."""
     made: list[tuple[Server, str]] = []
 
     def make(server: Server, name: str, sql: str = "") -> str:
@@ -254,12 +253,12 @@ def make_database() -> Iterator[MakeDatabase]:
 
 
 def quoted(identifier: str) -> str:
-    """The identifier as SQL."""
+    """Return the identifier as SQL."""
     return '"' + identifier.replace('"', '""') + '"'
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
-    """Wait until the condition holds; fail where it does not in time."""
+    """Wait until the condition holds; fail if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

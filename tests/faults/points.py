@@ -1,0 +1,69 @@
+"""What the points hold, read by programs other than ours."""
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .case import run
+
+
+class Archivist:
+    """Reads points with rdiff-backup, bzip2 and PostgreSQL, and each content only once."""
+
+    def __init__(self, scratch: Path, plain: Callable[[Path], str]) -> None:
+        self.scratch = scratch
+        self._plain = plain
+        self._known: dict[str, dict[str, str]] = {}
+
+    def contents(self, dst: Path, listed: Sequence[str]) -> dict[str, str]:
+        """Map each listed point to its digest, by ``CHAIN TIME`` or the tarball's name. Raises Broken."""
+        found: dict[str, str] = {}
+        for backup, times in chains_of(listed).items():
+            key = f"{backup} {times} {digest_of(dst / backup)}"
+            if key not in self._known:
+                self._known[key] = self._read(dst / backup, times)
+            found |= self._known[key]
+        return found
+
+    def _read(self, backup: Path, times: list[str]) -> dict[str, str]:
+        if backup.is_file():
+            return {backup.name: self._plain(backup)}
+        with tempfile.TemporaryDirectory(dir=self.scratch) as scratch:
+            # rdiff-backup writes a log into the chain that it reads.
+            copy = Path(scratch, "chain")
+            run("cp", "-a", backup, copy)
+            found = {}
+            for number, moment in enumerate([backup.name, *times]):
+                at = ["--at", f"{moment}Z"]
+                run("rdiff-backup", "--new", "-v0", "verify", *at, copy)
+                restored = Path(scratch, str(number))
+                run("rdiff-backup", "--new", "-v0", "restore", *at, copy, restored)
+                (content,) = restored.iterdir()
+                found[f"{backup.name} {moment}"] = self._plain(content)
+            return found
+
+
+def chains_of(listed: Sequence[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in listed:
+        if line.startswith(" "):
+            found[list(found)[-1]].append(line[1:])
+        else:
+            found[line] = []
+    return found
+
+
+def digest_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    for entry in [path, *sorted(path.rglob("*"))]:
+        digest.update(f"{entry.relative_to(path)}\0{entry.lstat().st_mode}\0".encode())
+        if entry.is_file() and not entry.is_symlink():
+            digest.update(hashlib.sha256(entry.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def plain_tar(path: Path) -> str:
+    with open(path, "rb") as file:
+        content = run("bzip2", "-dc", stdin=file) if path.suffix == ".tbz" else file.read()
+    return hashlib.sha256(content).hexdigest()

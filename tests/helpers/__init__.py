@@ -1,0 +1,1 @@
+"""What the tests, the faults and the benchmarks share: servers, repositories, trees, ways to run programs."""

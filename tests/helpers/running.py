@@ -1,0 +1,67 @@
+"""How tests run the program, and programs that wait until a test lets them go on."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+
+class Result(NamedTuple):
+    """How a run ended, and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Btw(Protocol):
+    """Runs ``btw-backup`` to its end; ``env`` is added to the environment."""
+
+    def __call__(
+        self,
+        *args: str | Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        umask: int = -1,
+        preexec_fn: Callable[[], object] | None = None,
+    ) -> Result: ...
+
+
+class Gate:
+    """A stand-in for a program that waits at its start until the gate is opened."""
+
+    def __init__(self, top: Path, program: str, then: str = "") -> None:
+        top.mkdir()
+        self._go, self._started = top / "go", top / "started"
+        script = top / program
+        script.write_text(
+            f'#!/bin/sh\ntouch "{self._started}"\nwhile [ ! -e "{self._go}" ]; do sleep 0.02; done\n{then}\n'
+            f'exec {shutil.which(program)} "$@"\n'
+        )
+        script.chmod(0o755)
+        self.env = {"PATH": f"{top}:{os.environ['PATH']}"}
+
+    def open(self) -> None:
+        self._go.touch()
+
+    def reached(self) -> None:
+        """Wait until the program has started."""
+        deadline = time.monotonic() + 30
+        while not self._started.exists():
+            assert time.monotonic() < deadline, "it never ran"
+            time.sleep(0.01)
+
+
+class Start(Protocol):
+    """Starts ``btw-backup``, which goes on in the background; ``env`` is added to the environment."""
+
+    def __call__(self, *args: str | Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]: ...
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Wait for a run to end. Returns its exit status and what it wrote to stderr."""
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err

@@ -1,0 +1,107 @@
+"""Fingerprints of trees: every change gives another one, and a tree that cannot be walked has none."""
+
+import errno
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from btw_backup import fingerprint
+from btw_backup.programs.tar import Source
+
+
+def take(src: Path) -> fingerprint.Fingerprint | None:
+    return fingerprint.take(Source(str(src), "", (), (), False))
+
+
+def test_times_in_the_future_are_never_settled(settled_sources: Iterator[Path]) -> None:
+    """A clock was set back, for example, or the file is from a machine whose clock is ahead."""
+    src = next(settled_sources)
+    found = take(src)
+    assert found is not None and found.settled
+    ahead = time.time() + 3600
+    os.utime(src / "file", (ahead, ahead))
+    time.sleep(2.1)
+    found = take(src)
+    assert found is not None and not found.settled
+
+
+@pytest.fixture
+def broad(tmp_path: Path) -> Path:
+    """A tree with so many directories that several processes walk it."""
+    src = tmp_path / "broad"
+    for number in range(100):
+        (src / f"{number:03}" / "sub").mkdir(parents=True)
+        (src / f"{number:03}" / "sub" / "file").write_text("content\n")
+    return src
+
+
+def test_a_change_is_seen_in_every_part_of_a_broad_tree(broad: Path) -> None:
+    seen = [take(broad)]
+    assert seen == [take(broad)]
+    for path in sorted(broad.glob("*/sub/file")):
+        path.chmod(0o600)
+        seen.append(take(broad))
+    assert None not in seen
+    assert len({found.digest for found in seen if found is not None}) == 101
+
+
+def test_the_newest_timestamp_counts_in_every_part_of_a_broad_tree(
+    broad: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: real() + 10 * 10**9)  # every ctime is long ago
+    for path in sorted(broad.glob("*/sub/file")):
+        before, ahead = path.stat(), time.time() + 3600
+        os.utime(path, (ahead, ahead))
+        found = take(broad)
+        assert found is not None and not found.settled
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        found = take(broad)
+        assert found is not None and found.settled
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+def test_a_part_of_a_broad_tree_stays_on_one_file_system(broad: Path) -> None:
+    mounted = broad / "050" / "sub"
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", mounted], check=True)
+    try:
+        (mounted / "there").touch()
+        before = fingerprint.take(Source(str(broad), "", (), (), True)), take(broad)
+        (mounted / "there").chmod(0o600)
+        after = fingerprint.take(Source(str(broad), "", (), (), True)), take(broad)
+    finally:
+        subprocess.run(["umount", mounted], check=True)
+    assert before[1] != after[1]
+    assert before[0] is not None and after[0] is not None
+    assert before[0].digest == after[0].digest
+
+
+def test_a_part_of_a_broad_tree_that_cannot_be_walked_cannot_be_told(
+    broad: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.scandir
+    for number in range(100):  # whichever of the processes it is that fails
+
+        def scandir(path: bytes, name: bytes = b"/%03d/sub" % number) -> Iterator[os.DirEntry[bytes]]:
+            if name in path:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+        assert take(broad) is None
+
+
+def test_what_cannot_be_walked_cannot_be_told(src: Path) -> None:
+    """A path longer than PATH_MAX."""
+    descriptor = os.open(src, os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("d" * 250, dir_fd=descriptor)
+        inner = os.open("d" * 250, os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inner
+    os.close(descriptor)
+    assert take(src) is None

@@ -1,0 +1,53 @@
+"""The states that monitors know, and the lines that they read."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from btw_backup.monitoring import Facts, Report, State, judge, line, worst
+
+from .helpers.monitors import LINE
+
+NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+GOOD = Facts(NOW - 5 * HOUR, NOW - 2 * HOUR, 3, 286_000_000, False)
+EMPTY = Facts(None, None, 0, 0, False)
+
+
+@pytest.mark.parametrize(
+    ("facts", "max_age", "state"),
+    [
+        (GOOD, None, State.OK),
+        (GOOD, 2 * HOUR, State.OK),
+        (GOOD, 2 * HOUR - timedelta(seconds=1), State.CRITICAL),
+        (GOOD._replace(interrupted=True), 2 * HOUR, State.WARNING),
+        (GOOD._replace(interrupted=True), HOUR, State.CRITICAL),
+        (GOOD._replace(newest=NOW + HOUR, success=NOW + HOUR), HOUR, State.WARNING),
+        (GOOD._replace(success=NOW), timedelta(), State.OK),
+        (EMPTY, None, State.WARNING),
+        (EMPTY, HOUR, State.CRITICAL),
+    ],
+)
+def test_states(facts: Facts, max_age: timedelta | None, state: State) -> None:
+    found, problem = judge(facts, NOW, max_age)
+    assert found == state and bool(problem) == (state != State.OK)
+
+
+def test_what_is_worse() -> None:
+    assert worst([State.OK, State.OK]) == State.OK
+    assert worst([State.WARNING, State.OK]) == State.WARNING
+    assert worst([State.UNKNOWN, State.WARNING]) == State.UNKNOWN
+    assert worst([State.CRITICAL, State.UNKNOWN]) == State.CRITICAL
+
+
+def test_lines() -> None:
+    assert line(Report("/b/etc", State.OK, "", GOOD), NOW, 26 * HOUR) == (
+        "BTW-BACKUP OK - /b/etc: newest point 2026-11-23T07:00:00, last success 2h 0m ago, 3 points, 286 MB"
+        " | age=7200s;;93600;0 points=3 size=286000000B"
+    )
+    assert line(Report("/b", State.WARNING, "no backups yet", EMPTY), NOW, None) == (
+        "BTW-BACKUP WARNING - /b: no backups yet, 0 points, 0 B | points=0 size=0B"
+    )
+    assert line(Report("/b", State.UNKNOWN, "gone", None), NOW, None) == "BTW-BACKUP UNKNOWN - /b: gone"
+    forged = Report("/b|age=0s\nBTW-BACKUP OK\x1b[2J", State.UNKNOWN, "a | b", None)
+    assert LINE.fullmatch(line(forged, NOW, None))
