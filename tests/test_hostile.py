@@ -1,15 +1,18 @@
 """The owner of the destination or of the source tries to make root do what only root can do."""
 
 import gzip
+import io
 import os
 import shutil
 import socket
 import subprocess
+import tarfile
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -398,3 +401,195 @@ def test_five_thousand_levels(land: Land, btw: Btw, backup: Callable[[], Result]
         assert result.status in (1, 3)
         assert result.err
     assert backup().status == result.status
+
+
+# Metadata that lead out of the chain. rdiff-backup does what they say: it deletes, replaces and creates.
+
+
+def record(path: str, kind: str = "dir", more: str = "") -> str:
+    return f"File {path}\n  Type {kind}\n{more}  ModTime 1\n  Uid 0\n  Gid 0\n  Permissions 511\n"
+
+
+def leading_out(levels: int, last: str) -> str:
+    """Records that lead to something of root's, ``levels`` above the chain."""
+    above = ["/".join([".."] * level) for level in range(1, levels + 1)]
+    return "".join(map(record, [*above, f"{above[-1]}/roots"])) + last.replace("UP", above[-1])
+
+
+def write_metadata(data: Path, name: str, text: str) -> None:
+    path = data / name
+    path.write_bytes(gzip.compress(text.encode()))
+    os.chown(path, *ids())
+
+
+@pytest.mark.parametrize("spelling", ["T%H-%M-%S", "T%H:%M:%S"])
+def test_metadata_that_name_files_to_delete(
+    land: Land, btw: Btw, backup: Callable[[], Result], spelling: str
+) -> None:
+    """rdiff-backup reads stamps with dashes for colons, too."""
+    chain = fill(land, btw, backup, "rdiff")
+    data = land.dst / chain / DATA
+    [snapshot] = data.glob("mirror_metadata.*.snapshot.gz")
+    text = gzip.decompress(snapshot.read_bytes()).decode()
+    moment = datetime.strptime(snapshot.name.split(".")[1], "%Y-%m-%dT%H:%M:%SZ")
+    snapshot.unlink()
+    more = leading_out(4, record("UP/roots/large", "reg", "  Size 1\n"))
+    write_metadata(data, f"mirror_metadata.{moment:%Y-%m-%d{spelling}}Z.snapshot.gz", text + more)
+    before = land.canaries()
+    result = backup()
+    assert land.canaries() == before
+    assert result.status == 1 and "refused" in result.err
+
+
+@pytest.mark.parametrize("command", ["fs-restore", "verify"])
+@pytest.mark.parametrize(
+    "last",
+    [
+        record("UP/roots/planted", "sym", "  SymData /etc\n"),
+        record("UP/roots/planted"),
+        record("UP/roots/directory/planted", "reg", "  Size 7\n"),
+    ],
+    ids=["link", "directory", "file"],
+)
+def test_metadata_of_an_older_point_that_name_files_to_create(
+    land: Land, btw: Btw, backup: Callable[[], Result], command: str, last: str
+) -> None:
+    chain = fill(land, btw, backup, "rdiff")
+    data = land.dst / chain / DATA
+    [older] = data.glob("mirror_metadata.*.diff.gz")
+    stamp = older.name.split(".")[1]
+    text = gzip.decompress(older.read_bytes()).decode()
+    head, name, tail = text.partition("File backup.tar")  # rdiff-backup wants them in order
+    write_metadata(data, older.name, head + leading_out(3, last) + name + tail)
+    planted = land.dst / "roots" / "directory"  # what the same way leads to from the increments
+    planted.mkdir(parents=True)
+    (planted / f"planted.{stamp}.snapshot").write_text("planted")
+    scratch = land.top / "tmp"
+    scratch.mkdir()
+    before = land.canaries()
+    target = [scratch / "target"] if command == "fs-restore" else []
+    result = btw(command, "--at", stamp[:-1], land.dst, *target, env={"TMPDIR": str(scratch)})
+    assert land.canaries() == before
+    assert "Traceback" not in result.err
+
+
+ODD = {
+    "special_escapes": b"DOS devices\n",
+    "chars_to_quote": b"A-Z",
+    "extended_attributes.STAMP.snapshot": b"# file: ../../../roots/small\nuser.x=0x31\n",
+    "access_control_lists.STAMP.snapshot": b"# file: ../../../roots/small\nuser:nobody:rwx\n",
+    "long_filename_data": None,
+    "win_access_control_lists.STAMP.snapshot.gz": b"",
+    "hash_stats": b"",
+    "lock.yml": b"",
+    "current_mirror.STAMP.snapshot": b"",
+    "mirror_metadata.2026-13-01T00:00:00Z.diff.gz": b"",
+    "mirror_metadata.2026-11-01.diff.gz": b"",
+    "mirror_metadata.STAMP.diff.gz.gz": b"",
+    "increments/other.STAMP.diff.gz": b"",
+    "increments/backup.tar.2026-11-01T00-00-00Z.diff.gz": b"",
+    "increments/backup.tar": None,
+    "../second": b"",
+    "../plugins": None,
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_nothing_else_is_in_a_chain(land: Land, btw: Btw, backup: Callable[[], Result], name: str) -> None:
+    """What no chain of ours holds is refused by its name, before rdiff-backup sees it."""
+    chain = fill(land, btw, backup, "rdiff")
+    data = land.dst / chain / DATA
+    [marker] = data.glob("current_mirror.*")
+    path = data / name.replace("STAMP", marker.name.split(".")[1])
+    content = ODD[name]
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    os.chown(path, *ids())
+    before = land.canaries()
+    result = backup()
+    assert land.canaries() == before
+    assert result.status == 1 and os.path.basename(path) in result.err and "refused" in result.err
+
+
+KINDS = {
+    "link": "File .\n  Type sym\n  SymData /etc\n",
+    "device": "File backup.tar\n  Type dev\n  DeviceNum b 8 0\n",
+    "fork": "File backup.tar\n  Type reg\n  ResourceFork 00\n",
+    "alternate": "File backup.tar\n  Type reg\n  AlternateMirrorName ../x\n",
+    "carriage return": "File backup.tar\r\n  Type reg\n",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_metadata_of_something_else_than_a_file(
+    land: Land, btw: Btw, backup: Callable[[], Result], kind: str
+) -> None:
+    chain = fill(land, btw, backup, "rdiff")
+    data = land.dst / chain / DATA
+    [snapshot] = data.glob("mirror_metadata.*.snapshot.gz")
+    write_metadata(data, snapshot.name, gzip.decompress(snapshot.read_bytes()).decode() + KINDS[kind])
+    before = land.canaries()
+    result = backup()
+    assert land.canaries() == before
+    assert result.status == 1 and "refused" in result.err
+
+
+def test_a_hard_link_out_of_the_target_is_not_removed(land: Land, btw: Btw, tmp_path: Path) -> None:
+    """The file that a link was stored under is unpacked with it, and removed again: only in the target."""
+    precious = tmp_path / "precious"
+    precious.write_text("of root's\n")
+    with tarfile.open(land.dst / "2026-11-01T00:00:00.tar", "w") as archive:
+        entry = tarfile.TarInfo(str(precious))
+        entry.size = 4
+        archive.addfile(entry, io.BytesIO(b"bad\n"))
+        link = tarfile.TarInfo("./f")
+        link.type, link.linkname = tarfile.LNKTYPE, str(precious)
+        archive.addfile(link)
+    result = btw("fs-restore", land.dst, tmp_path / "target", "f")
+    assert precious.read_text() == "of root's\n"
+    assert result.status == 1 and "refused" in result.err and "Traceback" not in result.err
+
+
+def test_a_linked_directory_on_the_way_to_a_hard_link_is_not_followed(
+    land: Land, btw: Btw, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("of root's\n")
+    with tarfile.open(land.dst / "2026-11-01T00:00:00.tar", "w") as archive:
+        for name, kind, target in (
+            ("./d", tarfile.SYMTYPE, str(outside)),
+            ("./f", tarfile.LNKTYPE, "./d/precious"),
+        ):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = kind, target
+            archive.addfile(entry)
+    result = btw("fs-restore", land.dst, tmp_path / "target", "d", "f")
+    assert (outside / "precious").read_text() == "of root's\n"
+    assert "Traceback" not in result.err
+
+
+# One entry that is broken does not take the others with it
+
+
+def test_a_broken_chain_is_named_and_everything_else_goes_on(
+    land: Land, btw: Btw, backup: Callable[[], Result], tmp_path: Path
+) -> None:
+    chain = fill(land, btw, backup, "rdiff")
+    broken = land.dst / "2026-11-01T00:00:00"
+    broken.mkdir()
+    (broken / DATA).write_text("a file\n")
+    word = f"2026-11-01T00:00:00/{DATA} is not a directory: refused"
+    listed = btw("list", land.dst)
+    assert listed.status == 1 and word in listed.err and listed.out.splitlines()[0] == chain
+    made = backup()
+    assert made.status == 0 and word in made.err
+    assert len(btw("list", land.dst).out.splitlines()) == 3
+    assert btw("fs-restore", land.dst, tmp_path / "target").status == 0
+    verified = btw("verify", land.dst)
+    assert verified.status == 1 and word in verified.err and len(verified.err.splitlines()) == 1
+    pruned = btw("prune", "--keep-last", "1", land.dst)
+    assert pruned.status == 0 and word in pruned.err
+    assert btw("status", land.dst).status == 3
