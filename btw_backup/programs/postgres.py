@@ -68,13 +68,17 @@ def dump_globals(server: Server, output: int) -> None:
 def _run(argv: list[str], server: Server, env: dict[str, str], **settings: Any) -> process.Result:
     # The database's name goes by the environment, where a leading dash or an equals sign in it
     # means nothing; libpq takes it when the connection string has no dbname.
+    surroundings = None
     if server.connection is not None:
         argv.insert(1, f"--dbname={server.connection}")
+        # The server is the one that CONNECTION says, whatever it leaves open: PGHOSTADDR would rule over
+        # its host, and a PGSERVICE over the database.
+        surroundings = process.environment(argv[0], without=process.SERVER)
     elif argv[0] == "pg_restore":  # without a database it would print its script
         argv.insert(1, "--dbname=application_name=btw-backup")
     if server.run_as is not None and os.geteuid() not in (0, server.run_as.uid):
         raise Error(f"RUN_AS: only root can run {argv[0]} as {server.run_as.name}")
-    return process.run(argv, env=env, account=server.run_as, **settings)
+    return process.run(argv, surroundings=surroundings, env=env, account=server.run_as, **settings)
 
 
 def dumped_database(dump_file: int) -> str | None:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import IO, Any, NamedTuple, NoReturn, Self, cast
@@ -25,13 +25,35 @@ _PACKAGES = {
     "xz": "xz-utils",
 }
 
-# Variables with which the environment could change what the programs do or write; and all of restic,
-# whose repository and password the configuration names.
-_MEDDLING = frozenset(
-    ["BZIP", "BZIP2", "GZIP", "LBZIP2", "PBZIP2", "PIGZ", "POSIXLY_CORRECT", "PYTHONHOME", "PYTHONPATH"]
-    + ["RDIFF_BACKUP_VERBOSITY", "TAPE", "TAR_OPTIONS", "XZ_DEFAULTS", "XZ_OPT", "ZSTD_CLEVEL"]
-    + ["ZSTD_NBTHREADS"]
+# Variables that every program may need. All others stay out: many of them change what programs do or
+# write (TAR_OPTIONS, XZ_OPT, PYTHON*, LD_*, RDIFF_BACKUP_*, and LANGUAGE, which rules over LC_ALL where
+# that is C.UTF-8).
+_NEEDED = frozenset(["HOME", "LOGNAME", "PATH", "TMPDIR", "USER"])
+
+# libpq's variables that say how to connect (https://www.postgresql.org/docs/current/libpq-envars.html),
+# and what Kerberos and OpenSSL read of theirs. PGOPTIONS, PGCLIENTENCODING, PGDATESTYLE, PGTZ and
+# PGGEQO would change what is dumped or how it is read; PGDATABASE is for us to say.
+_CONNECTING = frozenset(
+    ["KRB5CCNAME", "KRB5_CONFIG", "PGCHANNELBINDING", "PGCONNECT_TIMEOUT", "PGGSSDELEGATION"]
+    + ["PGGSSENCMODE", "PGGSSLIB", "PGKRBSRVNAME", "PGLOADBALANCEHOSTS", "PGPASSFILE", "PGPASSWORD"]
+    + ["PGREQUIREAUTH", "PGREQUIREPEER", "PGREQUIRESSL", "PGSERVICEFILE", "PGSSLCERT", "PGSSLCERTMODE"]
+    + ["PGSSLCOMPRESSION", "PGSSLCRL", "PGSSLCRLDIR", "PGSSLKEY", "PGSSLMAXPROTOCOLVERSION"]
+    + ["PGSSLMINPROTOCOLVERSION", "PGSSLMODE", "PGSSLNEGOTIATION", "PGSSLROOTCERT", "PGSSLSNI"]
+    + ["PGSYSCONFDIR", "PGTARGETSESSIONATTRS", "PG_CLUSTER_CONF_ROOT", "SSL_CERT_DIR", "SSL_CERT_FILE"]
 )
+# Which server they connect to, and as whom. PGCLUSTER is of Debian's pg_wrapper(1).
+SERVER = frozenset(["PGCLUSTER", "PGHOST", "PGHOSTADDR", "PGPORT", "PGSERVICE", "PGUSER"])
+
+# What restic and its ssh read of how to reach a store; everything else is said in OFFSITE_ENV.
+_STORING = frozenset(
+    ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "SSH_AUTH_SOCK", "SSL_CERT_DIR"]
+    + ["SSL_CERT_FILE", "XDG_CACHE_HOME", "all_proxy", "http_proxy", "https_proxy", "no_proxy"]
+)
+
+_ALSO_NEEDED = {
+    **dict.fromkeys(["pg_dump", "pg_dumpall", "pg_restore", "psql"], _CONNECTING | SERVER),
+    "restic": _STORING,
+}
 
 # The most that a user may have without asking (pipe(7)), in bytes.
 _PIPE = 1 << 20
@@ -91,14 +113,14 @@ def find(program: str) -> str:
     return path
 
 
-def _is_meddling(name: str) -> bool:
-    return name in _MEDDLING or name.startswith("RESTIC_")
+def environment(program: str, without: Iterable[str] = ()) -> dict[str, str]:
+    """What a program gets of our environment: what it needs, in UTC and plain English.
 
-
-def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Our environment without what could change a program's results, in UTC and plain English."""
-    kept = {name: value for name, value in os.environ.items() if not _is_meddling(name)}
-    return {**kept, "LC_ALL": "C.UTF-8", "TZ": "UTC", **(extra or {})}
+    ``without``: variables that it does not get.
+    """
+    needed = (_NEEDED | _ALSO_NEEDED.get(program, frozenset())).difference(without)
+    kept = {name: value for name, value in os.environ.items() if name in needed}
+    return {**kept, "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 
 
 def _end_with(parent: int) -> None:
@@ -131,9 +153,13 @@ class Program:
         cwd: int | None = None,
         pass_fds: Sequence[int] = (),
         env: Mapping[str, str] | None = None,
+        surroundings: Mapping[str, str] | None = None,
         account: Account | None = None,
     ) -> None:
-        """Start it. ``cwd`` is a directory's descriptor, otherwise ``/``."""
+        """Start it. ``cwd`` is a directory's descriptor, otherwise ``/``.
+
+        ``env`` is added to ``surroundings``: what ``environment`` gives, where they aren't given.
+        """
         self.name = argv[0]
         path = find(self.name)
         # A file in memory, so that a full disk can't swallow the reason for a failure.
@@ -143,6 +169,7 @@ class Program:
             groups = os.getgrouplist(account.name, account.gid)
             as_user = {"user": account.uid, "group": account.gid, "extra_groups": groups}
             env = {"HOME": account.home, "USER": account.name, "LOGNAME": account.name, **(env or {})}
+        variables = environment(self.name) if surroundings is None else surroundings
         try:
             self._process = subprocess.Popen(
                 argv,
@@ -152,7 +179,7 @@ class Program:
                 stderr=self._stderr,
                 cwd="/" if cwd is None else None,
                 pass_fds=pass_fds,
-                env=environment(env),
+                env={**variables, **(env or {})},
                 preexec_fn=_in_child(cwd, os.getpid()),
                 **as_user,
             )
