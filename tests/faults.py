@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import postgres_servers
+from .confinement import break_bubblewrap
 
 ROOT = Path(__file__).resolve().parent.parent
 AS_ROOT = os.geteuid() == 0
@@ -179,6 +180,7 @@ class Case:
         path = self.fakes / program
         path.write_text(f"#!/bin/sh\nreal='{shutil.which(program, path=self.scene.path)}'\n{script}\n")
         path.chmod(0o755)
+        break_bubblewrap(self.fakes)
 
     def no_more_fakes(self) -> None:
         for path in self.fakes.iterdir():

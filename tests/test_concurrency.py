@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from .confinement import break_bubblewrap
 from .conftest import Btw
 from .faults import CHANGING, parse_trace, tracing
 
@@ -80,6 +81,7 @@ class Gate:
             f'exec {shutil.which(program)} "$@"\n'
         )
         script.chmod(0o755)
+        break_bubblewrap(top)
         self.env = {"PATH": f"{top}:{os.environ['PATH']}"}
 
     def open(self) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from btw_backup.programs import process
 
+from .confinement import break_bubblewrap
 from .conftest import Btw
 from .postgres_servers import MakeDatabase, Server
 from .trees import assert_same
@@ -42,6 +43,7 @@ def spied(tmp_path: Path, *programs: str) -> tuple[dict[str, str], Path]:
             f'#!/bin/sh\nPATH=/usr/bin:/bin env >>{seen}\nPATH=/usr/bin:/bin exec {program} "$@"\n'
         )
         file.chmod(0o755)
+    break_bubblewrap(where)
     return {"PATH": f"{where}:{os.environ['PATH']}"}, seen
 
 

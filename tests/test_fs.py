@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from . import trees
+from .confinement import break_bubblewrap
 from .conftest import Btw, Result
 
 ENDINGS = {"bzip2": ".tbz", "zstd": ".tar.zst", "gzip": ".tar.gz", "xz": ".tar.xz", "none": ".tar"}
@@ -756,6 +757,7 @@ def test_an_addition_that_failed_leaves_its_room_to_the_new_chain(
     fake = programs / "rdiff-backup"
     fake.write_text(f'#!/bin/sh\n{real} "$@" || exit\nif [ -f {once} ]; then rm {once}; exit 1; fi\n')
     fake.chmod(0o755)
+    break_bubblewrap(programs)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=25m", "none", disk], check=True)
     try:
         (disk / "dst").mkdir()

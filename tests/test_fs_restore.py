@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from . import trees
+from .confinement import break_bubblewrap
 from .conftest import Btw, Result
 from .faults import CHANGING, parse_trace, tracing
 
@@ -511,6 +512,7 @@ def waiting_program(top: Path, program: str) -> Iterator[tuple[str, Path, Path]]
         f'while [ ! -e "{go}" ]; do sleep 0.02; done\nexec {shutil.which(program)} "$@"\n'
     )
     script.chmod(0o755)
+    break_bubblewrap(top / "bin")
     yield f"{top / 'bin'}:{os.environ['PATH']}", started, go
 
 

@@ -6,6 +6,7 @@ What is known of rdiff-backup was found by experiment with version 2.2.2.
 import gzip
 import os
 import re
+import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 from ..errors import Error
 from ..programs import process
+from ..system.confinement import At, Confinement
 from ..system.files import directory, open_regular
 from ..system.trees import link_tree
 
@@ -137,16 +139,21 @@ def restore(within: int, name: str, stamp: str, target: int) -> None:
     rdiff-backup gives status 0 also for damaged content, so compare with ``recorded_digest``.
     """
     # Otherwise it opens a log in the chain, which may lie on a read-only disk.
-    argv = ["-v0", "--terminal-verbosity", "2", "restore", "--at", stamp]
-    argv += [name, f"/proc/self/fd/{target}/{RESTORED}"]
+    argv: list[str | At] = ["-v0", "--terminal-verbosity", "2", "restore", "--at", stamp]
+    argv += [name, At(target, RESTORED)]
     with started(argv, within, target) as program:
         ended(program).check()
 
 
 def verify(within: int, name: str, stamp: str) -> None:
     """Have rdiff-backup compare a point with its recorded digest. Raises Error where it differs."""
-    argv = ["rdiff-backup", "--new", "-v0", "--terminal-verbosity", "2", "verify", "--at", stamp, name]
-    result = process.run(argv, cwd=within)
+    argv = ["-v0", "--terminal-verbosity", "2", "verify", "--at", stamp, name]
+    with (
+        tempfile.TemporaryDirectory(prefix="btw-backup.") as scratch,
+        directory(scratch) as writable,
+        started(argv, within, writable) as program,
+    ):
+        result = program.wait()
     if result.status != 0:
         raise Error(f"rdiff-backup cannot verify {name} at {stamp}", said=result.said)
 
@@ -174,11 +181,13 @@ def mirror_size(chain: int) -> int:
     return 0 if name is None else os.lstat(name, dir_fd=chain).st_size
 
 
-def started(argv: Sequence[str], cwd: int, writable: int, stdin: int = process.DEVNULL) -> process.Program:
-    """A running rdiff-backup, with its temporary files in the open directory ``writable``."""
-    env = {"TMPDIR": f"/proc/self/fd/{writable}"}
+def started(
+    argv: Sequence[str | At], cwd: int, writable: int, stdin: int = process.DEVNULL
+) -> process.Program:
+    """A running rdiff-backup that writes, temporary files too, in the open directory ``writable``."""
     argv = ["rdiff-backup", "--new", *argv]
-    return process.Program(argv, stdin=stdin, cwd=cwd, pass_fds=[writable], env=env)
+    env = {"TMPDIR": At(writable)}
+    return process.Program(argv, stdin=stdin, cwd=cwd, env=env, confined=Confinement([writable]))
 
 
 def ended(program: process.Program, meanwhile: Callable[[], None] | None = None) -> process.Result:

@@ -14,6 +14,7 @@ from typing import IO, cast
 
 from ..errors import Error
 from ..programs import process
+from ..system.confinement import At
 from ..system.files import (
     BLOCK,
     closing,
@@ -88,10 +89,10 @@ def _backing_up(stage: int, private: int, name: str, time: datetime) -> Iterator
 
     That takes what is called meanwhile, as ``Program.wait``.
     """
-    argv = ["-v2", "--no-fsync", "--current-time", str(int(time.timestamp())), "backup"]
+    argv: list[str | At] = ["-v2", "--no-fsync", "--current-time", str(int(time.timestamp())), "backup"]
     # What to leave out, nothing, is read from the pipe before it looks for files.
     # Paths that hold "::" are remote hosts to it; these can't.
-    argv += ["--exclude-filelist-stdin", ".", f"/proc/self/fd/{private}/{name}"]
+    argv += ["--exclude-filelist-stdin", ".", At(private, name)]
     with chain.started(argv, stage, private, process.PIPE) as program:
 
         def back_up(meanwhile: Callable[[], None]) -> process.Result:

@@ -12,12 +12,16 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from types import TracebackType
 from typing import IO, Any, NamedTuple, NoReturn, Self, cast
 
 from ..errors import Error, uninterrupted
+from ..system import confinement
+from ..system.confinement import At, Confinement, Open, descriptor
 
 _PACKAGES = {
+    "bwrap": "bubblewrap",
     "pg_dump": "postgresql-client",
     "pg_dumpall": "postgresql-client",
     "pg_restore": "postgresql-client",
@@ -141,54 +145,133 @@ def _in_child(cwd: int | None, parent: int) -> Callable[[], None]:
     return prepare
 
 
+def _user(account: Account | None) -> dict[str, str]:
+    """The variables that name the account, where it is another one."""
+    if account is None or account.uid == os.geteuid():
+        return {}
+    return {"HOME": account.home, "USER": account.name, "LOGNAME": account.name}
+
+
+def _credentials(account: Account | None) -> dict[str, Any]:
+    """The settings of Popen with which a program runs as the account, where it is another one."""
+    if account is None or account.uid == os.geteuid():
+        return {}
+    groups = os.getgrouplist(account.name, account.gid)
+    return {"user": account.uid, "group": account.gid, "extra_groups": groups}
+
+
+def _directories(
+    cwd: int | None, argv: Iterable[str | At], env: Mapping[str, str | At], confined: Confinement | None
+) -> Iterator[int]:
+    """The open directories that a program is to reach."""
+    if confined is not None:
+        yield from map(descriptor, confined.writable)
+        if cwd is not None:
+            yield cwd
+    for word in (*argv, *env.values()):
+        if isinstance(word, At):
+            yield descriptor(word.directory)
+
+
+def _resolved(word: str | At, found: Mapping[int, str]) -> str:
+    return word.below(found[descriptor(word.directory)]) if isinstance(word, At) else word
+
+
+@cache
+def _capabilities() -> frozenset[str]:
+    with open("/proc/self/status") as status:
+        return confinement.held(status.read())
+
+
+@cache
+def unconfined() -> str | None:
+    """Why programs of root are not confined here, None where they are. Asks once, for 5 ms."""
+    if not confinement.wanted():
+        return "only root's programs are"
+    try:
+        find(confinement.PROGRAM)
+        true = find("true")
+    except Error as error:
+        return str(error)
+    usr = os.open(os.path.dirname(true), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = confinement.places([usr])
+        argv = confinement.command([true], Confinement([usr]), found, "/", _capabilities())
+        result = run(argv, pass_fds=[usr])
+    finally:
+        os.close(usr)
+    said = result.said.strip().splitlines()
+    return None if result.status == 0 else (said or [result.ending()])[-1]
+
+
 class Program:
     """A running program. Leaving the ``with`` block before ``wait`` kills it."""
 
     def __init__(
         self,
-        argv: Sequence[str],
+        argv: Sequence[str | At],
         *,
         stdin: int | IO[bytes] = subprocess.DEVNULL,
         stdout: int | IO[bytes] = subprocess.DEVNULL,
-        cwd: int | None = None,
+        cwd: int | Open | None = None,
         pass_fds: Sequence[int] = (),
-        env: Mapping[str, str] | None = None,
+        env: Mapping[str, str | At] | None = None,
         surroundings: Mapping[str, str] | None = None,
         account: Account | None = None,
+        confined: Confinement | None = None,
     ) -> None:
-        """Start it. ``cwd`` is a directory's descriptor, otherwise ``/``.
+        """Start it. ``cwd`` is an open directory, otherwise ``/``.
 
         ``env`` is added to ``surroundings``: what ``environment`` gives, where they aren't given.
+        ``confined``: what it may do where it can be confined, see ``unconfined``, and is no other
+        account's; then it reaches the open directories among its arguments and variables, and ``cwd``,
+        inside.
         """
-        self.name = argv[0]
+        self.name = str(argv[0])
         path = find(self.name)
+        here = None if cwd is None else descriptor(cwd)
+        variables: Mapping[str, str | At] = {
+            **(environment(self.name) if surroundings is None else surroundings),
+            **_user(account),
+            **(env or {}),
+        }
+        credentials = _credentials(account)
+        if confined is not None and (credentials or unconfined() is not None):
+            confined = None
+        found = confinement.places(_directories(here, argv, variables, confined))
+        if confined is None:
+            found = {fd: f"/proc/self/fd/{fd}" for fd in found}
+        words = [_resolved(word, found) for word in argv]
+        if confined is not None:
+            inside = "/" if here is None else found[here]
+            words = confinement.command([path, *words[1:]], confined, found, inside, _capabilities())
+            path, here = find(confinement.PROGRAM), None
         # A file in memory, so that a full disk can't swallow the reason for a failure.
         self._stderr = os.memfd_create(f"{self.name}-stderr")
-        as_user: dict[str, Any] = {}
-        if account is not None and account.uid != os.geteuid():
-            groups = os.getgrouplist(account.name, account.gid)
-            as_user = {"user": account.uid, "group": account.gid, "extra_groups": groups}
-            env = {"HOME": account.home, "USER": account.name, "LOGNAME": account.name, **(env or {})}
-        variables = environment(self.name) if surroundings is None else surroundings
+        self._confined = confined is not None
+        # Confined, it dies only after bwrap has; then the last copy of the writing end is closed.
+        self._life, alive = os.pipe()
         try:
             self._process = subprocess.Popen(
-                argv,
+                words,
                 executable=path,
                 stdin=stdin,
                 stdout=stdout,
                 stderr=self._stderr,
-                cwd="/" if cwd is None else None,
-                pass_fds=pass_fds,
-                env={**variables, **(env or {})},
-                preexec_fn=_in_child(cwd, os.getpid()),
-                **as_user,
+                cwd="/" if here is None else None,
+                pass_fds=[*pass_fds, *found, *([alive] if self._confined else [])],
+                env={name: _resolved(value, found) for name, value in variables.items()},
+                preexec_fn=_in_child(here, os.getpid()),
+                **credentials,
             )
-        except OSError as error:
+        except BaseException as error:
+            os.close(self._life)
             os.close(self._stderr)
-            raise Error(f"cannot run {self.name}: {error.strerror}") from error
-        except BaseException:
-            os.close(self._stderr)
+            if isinstance(error, OSError):
+                raise Error(f"cannot run {self.name}: {error.strerror}") from error
             raise
+        finally:
+            os.close(alive)
 
     @property
     def stdout(self) -> IO[bytes]:
@@ -205,6 +288,8 @@ class Program:
         if meanwhile is not None:
             self._call_until_end(meanwhile)
         status = self._process.wait()
+        if self._confined:
+            status = confinement.status(status)
         with open(os.dup(self._stderr), "rb") as stderr:
             stderr.seek(0)
             said = stderr.read().decode(errors="surrogateescape")
@@ -235,10 +320,12 @@ class Program:
         if self._process.returncode is None:
             self._process.kill()
             self._process.wait()
+        os.read(self._life, 1)  # until nobody is left that could still write something
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with suppress(BrokenPipeError):  # the rest of what it no longer reads
                     pipe.close()
+        os.close(self._life)
         os.close(self._stderr)
 
 
@@ -246,7 +333,7 @@ DEVNULL = subprocess.DEVNULL
 PIPE = subprocess.PIPE
 
 
-def run(argv: Sequence[str], *, meanwhile: Callable[[], None] | None = None, **settings: Any) -> Result:
+def run(argv: Sequence[str | At], *, meanwhile: Callable[[], None] | None = None, **settings: Any) -> Result:
     """Run a program to its end, with the settings of Program. The caller checks the result."""
     with Program(argv, **settings) as program:
         return program.wait(meanwhile)
