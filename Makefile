@@ -6,7 +6,7 @@ WORKERS ?= $(shell expr $$(nproc) + 1)
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' btw_backup/__init__.py)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-RUNTIME_PACKAGES = bzip2 lbzip2 rdiff-backup tar zstd
+RUNTIME_PACKAGES = bubblewrap bzip2 lbzip2 rdiff-backup tar zstd
 BENCH_PACKAGES = borgbackup
 TEST_PACKAGES = acl attr groff-base libcap2-bin pbzip2 pigz restic rsync strace util-linux xz-utils
 DEB_PACKAGES = debhelper dh-python dpkg-dev python3-setuptools

@@ -10,6 +10,7 @@ from . import offsite, workdir
 from .config import FsOptions, check_database_name, database_names, load_db, load_fs, load_general
 from .errors import FAILED, Error
 from .programs import compressors, postgres, process
+from .system import confinement
 
 # --sort came with tar 1.28, the command line that is used with rdiff-backup 2.2.
 _OLDEST = {"tar": (1, 28), "rdiff-backup": (2, 2)}
@@ -35,6 +36,10 @@ def run(args: argparse.Namespace) -> int:
             faults += [*error.said.strip().splitlines()[:1], *error.lines]
     for fault in dict.fromkeys(faults):
         args.messages.error(fault)
+    # No fault: in some containers there is no way to confine them.
+    reason = process.unconfined() if confinement.wanted() else None
+    if reason is not None:
+        args.messages.warning(f"rdiff-backup and tar are not confined here: {reason}")
     args.messages.closing(f"{checked} checks, {len(faults)} faults")
     return FAILED if faults else 0
 

@@ -1,5 +1,6 @@
 """What the configuration has run before and after a backup, and when one fails."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -82,6 +83,7 @@ def _call(name: str, hook: Hook, run: Run) -> None:
             raise Error(f"{name}: {type(error).__name__}: {error}") from error
         return
     variables = {f"BTW_BACKUP_{key.upper()}": value for key, value in run._asdict().items()}
-    result = process.run(hook, env=variables)
+    # The user's own command gets all of the user's environment.
+    result = process.run(hook, surroundings=os.environ, env=variables)
     if result.status != 0:
         raise Error(f"{name}: {result.ending()}", said=result.said)

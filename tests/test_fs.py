@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from .helpers import trees
-from .helpers.running import Btw, Result
+from .helpers.running import Btw, Result, break_bubblewrap
 
 ENDINGS = {"bzip2": ".tbz", "zstd": ".tar.zst", "gzip": ".tar.gz", "xz": ".tar.xz", "none": ".tar"}
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"
@@ -752,6 +752,7 @@ def test_an_addition_that_failed_leaves_its_room_to_the_new_chain(
     disk, once, programs = tmp_path / "disk", tmp_path / "once", tmp_path / "programs"
     disk.mkdir()
     programs.mkdir()
+    break_bubblewrap(programs)
     real = shutil.which("rdiff-backup")
     fake = programs / "rdiff-backup"
     fake.write_text(f'#!/bin/sh\n{real} "$@" || exit\nif [ -f {once} ]; then rm {once}; exit 1; fi\n')

@@ -21,7 +21,7 @@ import pytest
 from .faults.tracing import CHANGING, parse_trace, tracing
 from .helpers import trees
 from .helpers.destinations import add_tarball, mounted
-from .helpers.running import Btw, Result
+from .helpers.running import Btw, Result, break_bubblewrap
 
 PROG = "btw_backup"
 MARKER = ".btw-backup-restore-incomplete"
@@ -502,6 +502,7 @@ def waiting_program(top: Path, program: str) -> Iterator[tuple[str, Path, Path]]
         f'while [ ! -e "{go}" ]; do sleep 0.02; done\nexec {shutil.which(program)} "$@"\n'
     )
     script.chmod(0o755)
+    break_bubblewrap(top / "bin")
     yield f"{top / 'bin'}:{os.environ['PATH']}", started, go
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import IO
 
 from ..errors import Error
+from ..system.confinement import READING
 from . import process
 
 _COMPRESSORS = {
@@ -83,6 +84,6 @@ def decompressed(file: int, compression: str) -> Iterator[Stream]:
             yield Stream(plain, None)
         return
     argv = [*compressor(compression), "-d"]
-    with process.Program(argv, stdin=file, stdout=process.PIPE) as program:
+    with process.Program(argv, stdin=file, stdout=process.PIPE, confined=READING) as program:
         process.widen(program.stdout)
         yield Stream(program.stdout, program)

@@ -10,6 +10,7 @@ from itertools import zip_longest
 from typing import IO, Any, NamedTuple
 
 from ..errors import Error
+from ..system.confinement import READING, Confinement
 from ..system.files import BLOCK, same_content, write_all
 from . import process
 
@@ -68,13 +69,25 @@ def dump_globals(server: Server, output: int) -> None:
 def _run(argv: list[str], server: Server, env: dict[str, str], **settings: Any) -> process.Result:
     # The database's name goes by the environment, where a leading dash or an equals sign in it
     # means nothing; libpq takes it when the connection string has no dbname.
+    surroundings = None
     if server.connection is not None:
         argv.insert(1, f"--dbname={server.connection}")
+        # The server is the one that CONNECTION says, whatever it leaves open: PGHOSTADDR would rule over
+        # its host, and a PGSERVICE over the database.
+        surroundings = process.environment(argv[0], without=process.SERVER)
     elif argv[0] == "pg_restore":  # without a database it would print its script
         argv.insert(1, "--dbname=application_name=btw-backup")
     if server.run_as is not None and os.geteuid() not in (0, server.run_as.uid):
         raise Error(f"RUN_AS: only root can run {argv[0]} as {server.run_as.name}")
-    return process.run(argv, env=env, account=server.run_as, **settings)
+    return process.run(
+        argv,
+        surroundings=surroundings,
+        env=env,
+        account=server.run_as,
+        # What these run comes from a dump, and psql's \! is a shell.
+        confined=Confinement(network=True) if argv[0] in ("pg_restore", "psql") else None,
+        **settings,
+    )
 
 
 def dumped_database(dump_file: int) -> str | None:
@@ -158,7 +171,7 @@ def read_globals(packed: int) -> None:
 def read_dump(dump_file: int) -> None:
     """Have pg_restore read a dump to its end. Raises Error where it can't."""
     os.lseek(dump_file, 0, os.SEEK_SET)
-    process.run(["pg_restore", "--file=/dev/null"], stdin=dump_file).check()
+    process.run(["pg_restore", "--file=/dev/null"], stdin=dump_file, confined=READING).check()
 
 
 def restore(
@@ -215,7 +228,8 @@ def _script(dump_file: int, *options: str) -> Iterator[IO[bytes]]:
     """The SQL that pg_restore makes of a dump."""
     os.lseek(dump_file, 0, os.SEEK_SET)
     with tempfile.TemporaryFile() as script:
-        process.run(["pg_restore", *options, "--file=-"], stdin=dump_file, stdout=script).check()
+        argv = ["pg_restore", *options, "--file=-"]
+        process.run(argv, stdin=dump_file, stdout=script, confined=READING).check()
         script.seek(0)
         yield script
 

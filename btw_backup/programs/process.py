@@ -10,14 +10,18 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from types import TracebackType
 from typing import IO, Any, NamedTuple, NoReturn, Self, cast
 
 from ..errors import Error, uninterrupted
+from ..system import confinement
+from ..system.confinement import At, Confinement, Open, descriptor
 
 _PACKAGES = {
+    "bwrap": "bubblewrap",
     "pg_dump": "postgresql-client",
     "pg_dumpall": "postgresql-client",
     "pg_restore": "postgresql-client",
@@ -25,13 +29,35 @@ _PACKAGES = {
     "xz": "xz-utils",
 }
 
-# Variables with which the environment could change what the programs do or write; and all of restic,
-# whose repository and password the configuration names.
-_MEDDLING = frozenset(
-    ["BZIP", "BZIP2", "GZIP", "LBZIP2", "PBZIP2", "PIGZ", "POSIXLY_CORRECT", "PYTHONHOME", "PYTHONPATH"]
-    + ["RDIFF_BACKUP_VERBOSITY", "TAPE", "TAR_OPTIONS", "XZ_DEFAULTS", "XZ_OPT", "ZSTD_CLEVEL"]
-    + ["ZSTD_NBTHREADS"]
+# Variables that every program may need. All others stay out: many of them change what programs do or
+# write (TAR_OPTIONS, XZ_OPT, PYTHON*, LD_*, RDIFF_BACKUP_*, and LANGUAGE, which rules over LC_ALL where
+# that is C.UTF-8).
+_NEEDED = frozenset(["HOME", "LOGNAME", "PATH", "TMPDIR", "USER"])
+
+# libpq's variables that say how to connect (https://www.postgresql.org/docs/current/libpq-envars.html),
+# and what Kerberos and OpenSSL read of theirs. PGOPTIONS, PGCLIENTENCODING, PGDATESTYLE, PGTZ and
+# PGGEQO would change what is dumped or how it is read; PGDATABASE is for us to say.
+_CONNECTING = frozenset(
+    ["KRB5CCNAME", "KRB5_CONFIG", "PGCHANNELBINDING", "PGCONNECT_TIMEOUT", "PGGSSDELEGATION"]
+    + ["PGGSSENCMODE", "PGGSSLIB", "PGKRBSRVNAME", "PGLOADBALANCEHOSTS", "PGPASSFILE", "PGPASSWORD"]
+    + ["PGREQUIREAUTH", "PGREQUIREPEER", "PGREQUIRESSL", "PGSERVICEFILE", "PGSSLCERT", "PGSSLCERTMODE"]
+    + ["PGSSLCOMPRESSION", "PGSSLCRL", "PGSSLCRLDIR", "PGSSLKEY", "PGSSLMAXPROTOCOLVERSION"]
+    + ["PGSSLMINPROTOCOLVERSION", "PGSSLMODE", "PGSSLNEGOTIATION", "PGSSLROOTCERT", "PGSSLSNI"]
+    + ["PGSYSCONFDIR", "PGTARGETSESSIONATTRS", "PG_CLUSTER_CONF_ROOT", "SSL_CERT_DIR", "SSL_CERT_FILE"]
 )
+# Which server they connect to, and as whom. PGCLUSTER is of Debian's pg_wrapper(1).
+SERVER = frozenset(["PGCLUSTER", "PGHOST", "PGHOSTADDR", "PGPORT", "PGSERVICE", "PGUSER"])
+
+# What restic and its ssh read of how to reach a store; everything else is said in OFFSITE_ENV.
+_STORING = frozenset(
+    ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "SSH_AUTH_SOCK", "SSL_CERT_DIR"]
+    + ["SSL_CERT_FILE", "XDG_CACHE_HOME", "all_proxy", "http_proxy", "https_proxy", "no_proxy"]
+)
+
+_ALSO_NEEDED = {
+    **dict.fromkeys(["pg_dump", "pg_dumpall", "pg_restore", "psql"], _CONNECTING | SERVER),
+    "restic": _STORING,
+}
 
 # The most that a user may have without asking (pipe(7)), in bytes.
 _PIPE = 1 << 20
@@ -91,14 +117,14 @@ def find(program: str) -> str:
     return path
 
 
-def _is_meddling(name: str) -> bool:
-    return name in _MEDDLING or name.startswith("RESTIC_")
+def environment(program: str, without: Iterable[str] = ()) -> dict[str, str]:
+    """What a program gets of our environment: what it needs, in UTC and plain English.
 
-
-def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Our environment without what could change a program's results, in UTC and plain English."""
-    kept = {name: value for name, value in os.environ.items() if not _is_meddling(name)}
-    return {**kept, "LC_ALL": "C.UTF-8", "TZ": "UTC", **(extra or {})}
+    ``without``: variables that it does not get.
+    """
+    needed = (_NEEDED | _ALSO_NEEDED.get(program, frozenset())).difference(without)
+    kept = {name: value for name, value in os.environ.items() if name in needed}
+    return {**kept, "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 
 
 def _end_with(parent: int) -> None:
@@ -119,49 +145,133 @@ def _in_child(cwd: int | None, parent: int) -> Callable[[], None]:
     return prepare
 
 
+def _user(account: Account | None) -> dict[str, str]:
+    """The variables that name the account, where it is another one."""
+    if account is None or account.uid == os.geteuid():
+        return {}
+    return {"HOME": account.home, "USER": account.name, "LOGNAME": account.name}
+
+
+def _credentials(account: Account | None) -> dict[str, Any]:
+    """The settings of Popen with which a program runs as the account, where it is another one."""
+    if account is None or account.uid == os.geteuid():
+        return {}
+    groups = os.getgrouplist(account.name, account.gid)
+    return {"user": account.uid, "group": account.gid, "extra_groups": groups}
+
+
+def _directories(
+    cwd: int | None, argv: Iterable[str | At], env: Mapping[str, str | At], confined: Confinement | None
+) -> Iterator[int]:
+    """The open directories that a program is to reach."""
+    if confined is not None:
+        yield from map(descriptor, confined.writable)
+        if cwd is not None:
+            yield cwd
+    for word in (*argv, *env.values()):
+        if isinstance(word, At):
+            yield descriptor(word.directory)
+
+
+def _resolved(word: str | At, found: Mapping[int, str]) -> str:
+    return word.below(found[descriptor(word.directory)]) if isinstance(word, At) else word
+
+
+@cache
+def _capabilities() -> frozenset[str]:
+    with open("/proc/self/status") as status:
+        return confinement.held(status.read())
+
+
+@cache
+def unconfined() -> str | None:
+    """Why programs of root are not confined here, None where they are. Asks once, for 5 ms."""
+    if not confinement.wanted():
+        return "only root's programs are"
+    try:
+        find(confinement.PROGRAM)
+        true = find("true")
+    except Error as error:
+        return str(error)
+    usr = os.open(os.path.dirname(true), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = confinement.places([usr])
+        argv = confinement.command([true], Confinement([usr]), found, "/", _capabilities())
+        result = run(argv, pass_fds=[usr])
+    finally:
+        os.close(usr)
+    said = result.said.strip().splitlines()
+    return None if result.status == 0 else (said or [result.ending()])[-1]
+
+
 class Program:
     """A running program. Leaving the ``with`` block before ``wait`` kills it."""
 
     def __init__(
         self,
-        argv: Sequence[str],
+        argv: Sequence[str | At],
         *,
         stdin: int | IO[bytes] = subprocess.DEVNULL,
         stdout: int | IO[bytes] = subprocess.DEVNULL,
-        cwd: int | None = None,
+        cwd: int | Open | None = None,
         pass_fds: Sequence[int] = (),
-        env: Mapping[str, str] | None = None,
+        env: Mapping[str, str | At] | None = None,
+        surroundings: Mapping[str, str] | None = None,
         account: Account | None = None,
+        confined: Confinement | None = None,
     ) -> None:
-        """Start it. ``cwd`` is a directory's descriptor, otherwise ``/``."""
-        self.name = argv[0]
+        """Start it. ``cwd`` is an open directory, otherwise ``/``.
+
+        ``env`` is added to ``surroundings``: what ``environment`` gives, where they aren't given.
+        ``confined``: what it may do where it can be confined, see ``unconfined``, and is no other
+        account's; then it reaches the open directories among its arguments and variables, and ``cwd``,
+        inside.
+        """
+        self.name = str(argv[0])
         path = find(self.name)
+        here = None if cwd is None else descriptor(cwd)
+        variables: Mapping[str, str | At] = {
+            **(environment(self.name) if surroundings is None else surroundings),
+            **_user(account),
+            **(env or {}),
+        }
+        credentials = _credentials(account)
+        if confined is not None and (credentials or unconfined() is not None):
+            confined = None
+        found = confinement.places(_directories(here, argv, variables, confined))
+        if confined is None:
+            found = {fd: f"/proc/self/fd/{fd}" for fd in found}
+        words = [_resolved(word, found) for word in argv]
+        if confined is not None:
+            inside = "/" if here is None else found[here]
+            words = confinement.command([path, *words[1:]], confined, found, inside, _capabilities())
+            path, here = find(confinement.PROGRAM), None
         # A file in memory, so that a full disk can't swallow the reason for a failure.
         self._stderr = os.memfd_create(f"{self.name}-stderr")
-        as_user: dict[str, Any] = {}
-        if account is not None and account.uid != os.geteuid():
-            groups = os.getgrouplist(account.name, account.gid)
-            as_user = {"user": account.uid, "group": account.gid, "extra_groups": groups}
-            env = {"HOME": account.home, "USER": account.name, "LOGNAME": account.name, **(env or {})}
+        self._confined = confined is not None
+        # Confined, it dies only after bwrap has; then the last copy of the writing end is closed.
+        self._life, alive = os.pipe()
         try:
             self._process = subprocess.Popen(
-                argv,
+                words,
                 executable=path,
                 stdin=stdin,
                 stdout=stdout,
                 stderr=self._stderr,
-                cwd="/" if cwd is None else None,
-                pass_fds=pass_fds,
-                env=environment(env),
-                preexec_fn=_in_child(cwd, os.getpid()),
-                **as_user,
+                cwd="/" if here is None else None,
+                pass_fds=[*pass_fds, *found, *([alive] if self._confined else [])],
+                env={name: _resolved(value, found) for name, value in variables.items()},
+                preexec_fn=_in_child(here, os.getpid()),
+                **credentials,
             )
-        except OSError as error:
+        except BaseException as error:
+            os.close(self._life)
             os.close(self._stderr)
-            raise Error(f"cannot run {self.name}: {error.strerror}") from error
-        except BaseException:
-            os.close(self._stderr)
+            if isinstance(error, OSError):
+                raise Error(f"cannot run {self.name}: {error.strerror}") from error
             raise
+        finally:
+            os.close(alive)
 
     @property
     def stdout(self) -> IO[bytes]:
@@ -178,6 +288,8 @@ class Program:
         if meanwhile is not None:
             self._call_until_end(meanwhile)
         status = self._process.wait()
+        if self._confined:
+            status = confinement.status(status)
         with open(os.dup(self._stderr), "rb") as stderr:
             stderr.seek(0)
             said = stderr.read().decode(errors="surrogateescape")
@@ -208,10 +320,12 @@ class Program:
         if self._process.returncode is None:
             self._process.kill()
             self._process.wait()
+        os.read(self._life, 1)  # until nobody is left that could still write something
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with suppress(BrokenPipeError):  # the rest of what it no longer reads
                     pipe.close()
+        os.close(self._life)
         os.close(self._stderr)
 
 
@@ -219,7 +333,7 @@ DEVNULL = subprocess.DEVNULL
 PIPE = subprocess.PIPE
 
 
-def run(argv: Sequence[str], *, meanwhile: Callable[[], None] | None = None, **settings: Any) -> Result:
+def run(argv: Sequence[str | At], *, meanwhile: Callable[[], None] | None = None, **settings: Any) -> Result:
     """Run a program to its end, with the settings of Program. The caller checks the result."""
     with Program(argv, **settings) as program:
         return program.wait(meanwhile)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
+from ..system.confinement import At, Confinement
 from ..system.directories import Directory
 from . import process
 
@@ -22,14 +23,15 @@ def backing_up(
     it as long as to read 100 MB; so it does that at once, and waits. Its exit status 0 does not mean
     that it stored anything.
     """
-    argv = ["rdiff-backup", "--new", "-v2", "--no-fsync", "--current-time", str(int(time.timestamp()))]
+    # The action's name alone selects the command line that later versions have, too.
+    argv: list[str | At] = ["rdiff-backup", "-v2", "--no-fsync"]
+    argv += ["--current-time", str(int(time.timestamp()))]
     # What to leave out, nothing, is read from the pipe before it looks for files.
     # Paths that hold "::" are remote hosts to it; these can't.
-    argv += ["backup", "--exclude-filelist-stdin", ".", f"/proc/self/fd/{private.fileno()}/{chain}"]
-    env = {"TMPDIR": f"/proc/self/fd/{private.fileno()}"}
-    with process.Program(
-        argv, stdin=process.PIPE, cwd=stage.fileno(), pass_fds=[private.fileno()], env=env
-    ) as program:
+    argv += ["backup", "--exclude-filelist-stdin", ".", At(private, chain)]
+    confined = Confinement([private])
+    env = {"TMPDIR": At(private)}
+    with process.Program(argv, stdin=process.PIPE, cwd=stage.fileno(), env=env, confined=confined) as program:
 
         def back_up() -> process.Result:
             # It takes a file whose size and mtime are unchanged for unchanged; no earlier point has this.

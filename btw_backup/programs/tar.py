@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
+from ..system.confinement import READING, UNPACKING, Confinement
 from ..system.directories import Directory
 from ..system.files import BLOCK
 from . import process
@@ -79,7 +80,8 @@ def unpacking(target: Directory, members: Sequence[str]) -> Iterator[Unpacking]:
     argv = ["tar", "--extract", *_READING, "--preserve-permissions", "--numeric-owner"]
     argv += ["--acls", "--xattrs", "--xattrs-include=*", "--quoting-style=escape"]
     argv += ["--anchored", "--no-wildcards", "--no-unquote", "--", *members]
-    with process.Program(argv, stdin=process.PIPE, cwd=target.fileno()) as program:
+    confined = Confinement([target], UNPACKING)
+    with process.Program(argv, stdin=process.PIPE, cwd=target, confined=confined) as program:
         process.widen(program.stdin)
         unpacked = Unpacking(program)
         yield unpacked
@@ -89,7 +91,8 @@ def unpacking(target: Directory, members: Sequence[str]) -> Iterator[Unpacking]:
 @contextmanager
 def listing() -> Iterator[Unpacking]:
     """What is written is read as an archive from its first header to its last."""
-    with process.Program(["tar", "--list", *_READING], stdin=process.PIPE) as program:
+    argv = ["tar", "--list", *_READING]
+    with process.Program(argv, stdin=process.PIPE, confined=READING) as program:
         process.widen(program.stdin)
         listed = Unpacking(program)
         yield listed

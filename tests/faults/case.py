@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
+from ..helpers.running import break_bubblewrap
+
 if TYPE_CHECKING:
     from .scenes import Scene
 
@@ -46,6 +48,7 @@ class Case:
         self.session = 0
         for path in (self.temporary, self.fakes):
             path.mkdir(parents=True)
+        break_bubblewrap(self.fakes)
 
     @property
     def environment(self) -> dict[str, str]:

@@ -169,7 +169,7 @@ class Scene:
         left = [path for path in case.dst.iterdir() if path.name not in expected]
         private = case.dst / ".btw-backup"
         if private.exists():
-            left += [path for path in private.iterdir() if path.name not in ("lock", "newest")]
+            left += [path for path in private.iterdir() if path.name not in ("lock", "newest", "success")]
         left += list(case.config.glob("*/backup/*"))
         left += list(case.config.glob(".*"))
         left += list(case.temporary.iterdir())

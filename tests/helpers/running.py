@@ -30,6 +30,16 @@ class Btw(Protocol):
     ) -> Result: ...
 
 
+def break_bubblewrap(where: Path) -> None:
+    """Put a bwrap that fails into a directory of the PATH.
+
+    A program of a test's own there, which stands in for another one, can then write what it likes.
+    """
+    fake = where / "bwrap"
+    fake.write_text("#!/bin/sh\necho bwrap: switched off >&2\nexit 1\n")
+    fake.chmod(0o755)
+
+
 class Gate:
     """A stand-in for a program that waits at its start until the gate is opened."""
 
@@ -42,6 +52,7 @@ class Gate:
             f'exec {shutil.which(program)} "$@"\n'
         )
         script.chmod(0o755)
+        break_bubblewrap(top)
         self.env = {"PATH": f"{top}:{os.environ['PATH']}"}
 
     def open(self) -> None:
