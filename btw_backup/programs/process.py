@@ -132,8 +132,12 @@ class Program:
         pass_fds: Sequence[int] = (),
         env: Mapping[str, str] | None = None,
         account: Account | None = None,
+        own_group: bool = False,
     ) -> None:
-        """Start it. ``cwd`` is a directory's descriptor, otherwise ``/``."""
+        """Start it. ``cwd`` is a directory's descriptor, otherwise ``/``.
+
+        In a process group of its own a terminal's Ctrl-C does not reach it.
+        """
         self.name = argv[0]
         path = find(self.name)
         # A file in memory, so that a full disk can't swallow the reason for a failure.
@@ -154,6 +158,7 @@ class Program:
                 pass_fds=pass_fds,
                 env=environment(env),
                 preexec_fn=_in_child(cwd, os.getpid()),
+                process_group=0 if own_group else None,
                 **as_user,
             )
         except OSError as error:
