@@ -91,7 +91,8 @@ def _back_up(
             stored = _store(destination, archive, newest, at, options, work)
     if archive.result.status == 1:
         for line in archive.result.said.splitlines():
-            destination.note(f"{format_moment(at)}: {line}")
+            note = destination.note_of_stored if stored else destination.note
+            note(f"{format_moment(at)}: {line}")
     settled = mark is not None and mark.settled and archive.result.status == 0
     _record(destination, options.type, Record(mark.digest if mark and settled else "-", archive.digest()))
     return _Done(stored, archive.size, archive.result.said if archive.result.status == 2 else "")

@@ -76,7 +76,7 @@ def _beginning_instead(destination: Destination, stage: int, at: datetime, broke
         def store() -> Stored:
             stored = begin()
             text = f"cannot add to the chain {broken}: started a new one; the old one is kept as it is"
-            destination.note(f"{format_moment(at)}: {text}")
+            destination.note_of_stored(f"{format_moment(at)}: {text}")
             destination.warn(f"{destination.path}: {text}")
             return stored
 

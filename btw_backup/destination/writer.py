@@ -119,6 +119,13 @@ class Destination:
                     os.ftruncate(fd, found.st_size)
                     raise
 
+    def note_of_stored(self, text: str) -> None:
+        """Append a line about a point that is there: where that fails, it is no failure of the backup."""
+        try:
+            self.note(text)
+        except Error as error:
+            self.warn(f"{error}, so this could not be noted: {text}")
+
     @contextmanager
     def opened(self, backup: Backup, mirror: str) -> Iterator[int]:
         """The file that a backup holds at its newest point: the tarball, or a chain's mirror."""
