@@ -8,7 +8,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 RUNTIME_PACKAGES = bubblewrap bzip2 lbzip2 rdiff-backup tar zstd
 BENCH_PACKAGES = borgbackup
-TEST_PACKAGES = acl attr groff-base libcap2-bin pbzip2 pigz restic rsync strace util-linux xz-utils
+TEST_PACKAGES = acl attr groff-base libcap2-bin locales pbzip2 pigz postgresql restic rsync strace util-linux xz-utils
 DEB_PACKAGES = debhelper dh-python dpkg-dev python3-setuptools
 
 .PHONY: bench bench-packages demo test lint faults docs deb test-deb clean packages test-packages

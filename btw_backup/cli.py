@@ -6,11 +6,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 from typing import Any
 
 from . import __version__
-from .errors import FAILED, SIGNALS, Error, Terminated
+from .errors import FAILED, Error, Terminated, end_on_signals
 from .messages import Messages
 
 COMMANDS = {
@@ -92,9 +91,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "btw-backup") -> int:
     argv = sys.argv[1:] if argv is None else argv
     os.umask(0o077)
     _open_standard_streams()
-    for signum in SIGNALS:
-        if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup(1)
-            signal.signal(signum, _end)
+    end_on_signals()
     if list(argv) == ["--version"]:  # what scripts ask; the parser takes longer than all the rest
         print(f"{prog} {__version__}")
         return 0
@@ -128,10 +125,3 @@ def _open_standard_streams() -> None:
             os.fstat(fd)
         except OSError:  # the lowest free descriptor is this one (open(2))
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if fd == 0 else "w"))
-
-
-def _end(signum: int, frame: FrameType | None) -> None:
-    """Unwind everything once, whatever else arrives meanwhile."""
-    for other in SIGNALS:
-        signal.signal(other, signal.SIG_IGN)
-    raise Terminated(signum)

@@ -2,8 +2,9 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 FAILED = 1
 USAGE = 2
@@ -47,6 +48,55 @@ class Terminated(BaseException):
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def explained(error: BaseException) -> str:
+    """What went wrong, in one line, whatever kind of error it is."""
+    if isinstance(error, Error):
+        return str(error)
+    if isinstance(error, Terminated):
+        return f"ended by {signal.Signals(error.signum).name}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def end_on_signals() -> None:
+    """Have each of SIGNALS raise Terminated, but for those that are ignored, as under nohup(1)."""
+    for signum in SIGNALS:
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, _end)
+
+
+def _end(signum: int, frame: FrameType | None) -> None:
+    """Unwind everything once, whatever else arrives meanwhile."""
+    _handle(lambda signum, frame: None)
+    raise Terminated(signum)
+
+
+def _handle(handler: Callable[[int, FrameType | None], object]) -> None:
+    # Not SIG_IGN: what hooks start would ignore them for ever (execve(2)).
+    for signum in SIGNALS:
+        if callable(signal.getsignal(signum)):
+            signal.signal(signum, handler)
+
+
+@contextmanager
+def held_signals() -> Iterator[list[int]]:
+    """Collect the signals that would end us, instead of ending: what this yields holds their numbers.
+
+    Unlike ``uninterrupted`` it changes nothing for the programs that are started in the block.
+    """
+    held: list[int] = []
+    with uninterrupted():
+        before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+        _handle(lambda signum, frame: held.append(signum))
+    try:
+        yield held
+    finally:
+        with uninterrupted():
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
 
 
 @contextmanager

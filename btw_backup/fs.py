@@ -94,7 +94,8 @@ def _back_up(
         _note_unchanged(destination, options, at)
     if archive.result.status == 1:
         for line in archive.result.said.splitlines():
-            destination.note(f"{format_moment(at)}: {line}")
+            note = destination.note_of_stored if stored else destination.note
+            note(f"{format_moment(at)}: {line}")
     told = mark.digest if mark is not None and settled and archive.result.status == 0 else None
     with _newest(destination, options.type) as stored_now:
         if stored_now is not None:

@@ -1,11 +1,12 @@
 """What the configuration has run before and after a backup, and when one fails."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
-from .errors import Error
+from .errors import Error, Terminated, explained, held_signals
 from .programs import process
 
 
@@ -45,25 +46,49 @@ def around(hooks: Hooks, run: Run, warn: Callable[[str], None]) -> Iterator[None
 
     Raises Error where BEFORE fails; ``warn`` is told where AFTER does, since the backup counts.
     """
-    error = ""
-    try:
+    with _closing("AFTER", hooks.after, run, warn, always=True):
         for hook in hooks.before:
             _call("BEFORE", hook, run)
         yield
-    except Error as caught:
-        error = str(caught)
-        raise
-    finally:
-        _call_all("AFTER", hooks.after, run._replace(error=error), warn)
+
+
+def on_failure(hooks: Hooks, run: Run, warn: Callable[[str], None]) -> AbstractContextManager[None]:
+    """Run ON_FAILURE where the block raises, be it Error, a signal, or a mistake of ours."""
+    return _closing("ON_FAILURE", hooks.on_failure, run, warn, always=False)
 
 
 @contextmanager
-def on_failure(hooks: Hooks, run: Run, warn: Callable[[str], None]) -> Iterator[None]:
-    """Run ON_FAILURE where the block raises Error."""
+def _closing(
+    name: str, hooks: Sequence[Hook], run: Run, warn: Callable[[str], None], *, always: bool
+) -> Iterator[None]:
+    """Run the hooks, once and to their end, where the block raises, or ``always``.
+
+    A signal that arrives meanwhile ends the backup afterwards.
+    """
+    error = ""
+    begun = False
+
+    def call() -> None:
+        nonlocal begun
+        with held_signals() as held:
+            begun = True
+            _call_all(name, hooks, run._replace(error=error), warn)
+        if held and not error:
+            signal.raise_signal(held[0])
+
     try:
-        yield
-    except Error as error:
-        _call_all("ON_FAILURE", hooks.on_failure, run._replace(error=str(error)), warn)
+        try:
+            yield
+        except BaseException as caught:
+            error = explained(caught)
+            raise
+        finally:
+            if error or always:
+                call()
+    except Terminated as end:  # which may have arrived just before they were held
+        if not begun:
+            error = error or explained(end)
+            call()
         raise
 
 
@@ -76,14 +101,18 @@ def _call_all(name: str, hooks: Sequence[Hook], run: Run, warn: Callable[[str], 
 
 
 def _call(name: str, hook: Hook, run: Run) -> None:
-    if callable(hook):
-        try:
-            hook(run)
-        except Exception as error:
-            raise Error(f"{name}: {type(error).__name__}: {error}") from error
+    """Raise Error where the hook fails, whatever it raises: SystemExit is no success."""
+    if not callable(hook):
+        variables = {f"BTW_BACKUP_{key.upper()}": value for key, value in run._asdict().items()}
+        # The user's own command gets all of the user's environment.
+        group = name != "BEFORE"
+        result = process.run(hook, surroundings=os.environ, env=variables, own_group=group)
+        if result.status != 0:
+            raise Error(f"{name}: {result.ending()}", said=result.said)
         return
-    variables = {f"BTW_BACKUP_{key.upper()}": value for key, value in run._asdict().items()}
-    # The user's own command gets all of the user's environment.
-    result = process.run(hook, surroundings=os.environ, env=variables)
-    if result.status != 0:
-        raise Error(f"{name}: {result.ending()}", said=result.said)
+    try:
+        hook(run)
+    except Terminated:
+        raise
+    except BaseException as error:
+        raise Error(f"{name}: {explained(error)}") from error

@@ -26,6 +26,16 @@ def show(text: str) -> None:
     print(one_line(text).encode(encoding, "backslashreplace").decode(encoding))
 
 
+def _say(line: str) -> None:
+    """Write a line to stderr. Where that is broken, nobody hears the rest, and the work goes on."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        devnull = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(devnull, sys.stderr.fileno())
+        os.close(devnull)
+
+
 def size(count: int) -> str:
     """A number of bytes in decimal units: ``999 B``, ``3.1 MB``, ``286 MB``."""
     value = float(count)
@@ -48,12 +58,12 @@ class Messages:
 
     def error(self, text: str) -> None:
         """Say what failed."""
-        print(f"{self.prog}: {one_line(text)}", file=sys.stderr, flush=True)
+        _say(f"{self.prog}: {one_line(text)}")
 
     def said(self, text: str) -> None:
         """Pass on what an outside program wrote to its stderr."""
         for line in text.splitlines():
-            print(one_line(line), file=sys.stderr, flush=True)
+            _say(one_line(line))
 
     def warning(self, text: str) -> None:
         """Say what the administrator should know, although the run goes on."""

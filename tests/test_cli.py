@@ -196,3 +196,20 @@ class TestOutputThatCannotBeWritten:
             ["tar", "--force-local", "-tf", chain / "backup.tar"], capture_output=True, text=True
         )
         assert (names.returncode, names.stdout.split()) == (0, ["./", "./file", "./sub/", "./sub/other"])
+
+    @pytest.mark.parametrize("redirection", ["2> >(true)", "2>/dev/full"])
+    def test_a_backup_counts_where_stderr_is_broken(
+        self, src: Path, dst: Path, config_dir: Path, redirection: str
+    ) -> None:
+        """What can't be said does not undo what is stored, and hooks are told of a success."""
+        prefix = f"-v --config-dir {config_dir}"
+        assert self.run(f"{prefix} fs-init --type tar {src} name", "").status == 0
+        [config] = config_dir.glob("name.*/config.py")
+        said = dst.with_name("said")
+        with config.open("a") as file:
+            file.write("BEFORE = ['sleep', '0.2']\n")  # until nobody reads any more
+            file.write("AFTER = lambda run: 1 / 0\n")
+            file.write(f"ON_FAILURE = lambda run: open({str(said)!r}, 'w').write(run.error)\n")
+        assert self.run(f"{prefix} fs {src} {dst}", redirection).status == 0
+        assert len(list(dst.glob("2*"))) == 1
+        assert not said.exists()

@@ -353,6 +353,30 @@ def test_a_connection_to_another_database_is_an_error(
     assert visible(dst) == before
 
 
+@pytest.mark.parametrize("way", ["CONNECTION", "PGSERVICE"])
+def test_a_service_that_leads_to_another_database_is_an_error(
+    btw: Btw,
+    config_dir: Path,
+    dst: Path,
+    tmp_path: Path,
+    one_server: Server,
+    make_database: MakeDatabase,
+    way: str,
+) -> None:
+    name = make_database(one_server, "meant")
+    make_database(one_server, "elsewhere")
+    service = tmp_path / "services"
+    service.write_text("[astray]\ndbname=elsewhere\n")
+    env = {**one_server.as_superuser, "PGSERVICEFILE": str(service)}
+    if way == "PGSERVICE":
+        env["PGSERVICE"] = "astray"
+    else:
+        write_config(config_dir, "meant.py", "CONNECTION = 'service=astray'\n")
+    result = btw("db", name, dst, env=env)
+    assert result.status == 1 and "leads to the database elsewhere instead of meant" in result.err
+    assert no_trace(dst)
+
+
 def test_run_as_is_all_that_peer_authentication_takes(
     btw: Btw, config_dir: Path, dst: Path, tmp_path: Path, peer_server: Server, make_database: MakeDatabase
 ) -> None:

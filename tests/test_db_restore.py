@@ -1,8 +1,12 @@
 """``btw-backup db-restore`` with real servers of every version on this machine."""
 
+import bz2
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -404,6 +408,64 @@ def test_globals_in_another_cluster(
         peer_server.psql(NO_ROLES)
 
 
+ODD = (
+    "O'Brien",
+    'the "Boss"',
+    "back\\slash\\",
+    "\\! touch evil",
+    "semi; colon",
+    "-- no comment",
+    "/* nor this",
+    "two\nlines",
+    "two\n\\restrict lines",
+    "$$ $a$",
+    "ünï cödé",
+    ':"name"',
+    "E'",
+    "%I",
+)
+
+
+def test_names_of_roles_are_just_names(btw: Btw, dst: Path, server: Server) -> None:
+    def drop() -> None:
+        for name in ODD:
+            server.psql(f"DROP ROLE IF EXISTS {quoted(name)}")
+
+    try:
+        for name in ODD:
+            server.psql(f"CREATE ROLE {quoted(name)} PASSWORD {text(name)}")
+            server.psql(f"COMMENT ON ROLE {quoted(name)} IS {text(name)}")
+            server.psql(f"ALTER ROLE {quoted(name)} SET application_name = {text(name)}")
+            server.psql(f"GRANT pg_monitor TO {quoted(name)}")
+        assert btw("db", "-g", dst, env=server.as_superuser) == SILENCE
+        expected = server.globals()
+        drop()
+        server.psql(f"CREATE ROLE {quoted(ODD[0])}")
+        assert server.globals() != expected
+        for _ in range(2):
+            assert btw("db-restore", "-g", dst, env=server.as_superuser) == SILENCE
+            assert server.globals() == expected
+    finally:
+        drop()
+
+
+def text(value: str) -> str:
+    """The text as SQL."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def test_globals_on_a_server_that_speaks_german(btw: Btw, dst: Path, german_server: Server) -> None:
+    german_server.psql(ROLES)
+    env = german_server.as_superuser
+    assert btw("db", "-g", dst, env=env) == SILENCE
+    assert btw("db-restore", "-g", dst, env=env) == SILENCE
+    german_server.psql("DROP ROLE btw_group")
+    result = btw("db-restore", "-g", dst, env={**env, "PGUSER": "Btw Member"})
+    assert result.status == 1
+    assert "FEHLER" in result.err and "existiert bereits" not in result.err
+    assert result.err.splitlines()[-1] == f"{PROG}: some of the globals could not be restored"
+
+
 def test_globals_that_cannot_be_restored(btw: Btw, dst: Path, one_server: Server) -> None:
     try:
         one_server.psql(ROLES)
@@ -478,6 +540,132 @@ def test_output_of_a_damaged_dump_does_not_stay(
     result = btw("db-restore", "--output", tmp_path / "output", dst)
     assert result.status == 1 and "damaged" in result.err
     assert not (tmp_path / "output").exists()
+
+
+# The database that is named, and no other
+
+
+@pytest.fixture(params=["CONNECTION", "a URI", "CONNECTION's service", "PGSERVICE"])
+def leading_astray(
+    request: pytest.FixtureRequest, config_dir: Path, tmp_path: Path, one_server: Server
+) -> dict[str, str]:
+    """The environment of a run whose connection leads to the database ``production``."""
+    service = tmp_path / "services"
+    service.write_text("[astray]\ndbname=production\n")
+    env = {**one_server.as_superuser, "PGSERVICEFILE": str(service)}
+    if request.param == "PGSERVICE":
+        return {**env, "PGSERVICE": "astray"}
+    connection = {
+        "CONNECTION": "dbname=production",
+        "a URI": "postgresql:///production",
+        "CONNECTION's service": "service=astray",
+    }[request.param]
+    for name in ("production", "shop", "global"):
+        configure(config_dir, name, f"CONNECTION = {connection!r}\n")
+    return env
+
+
+def test_nothing_is_written_into_another_database(
+    btw: Btw,
+    dst: Path,
+    config_dir: Path,
+    one_server: Server,
+    make_database: MakeDatabase,
+    leading_astray: dict[str, str],
+) -> None:
+    """Where the settings of the connection hold a database's name, that one was overwritten."""
+    production = make_database(one_server, "production", f"{SMALL}; CREATE TABLE mine ()")
+    make_database(one_server, "scratch")
+    (dst / "globals").mkdir()
+    # The connection of a database that is called like the one that the settings name is right.
+    assert btw("db", production, dst, env=leading_astray) == SILENCE
+    assert btw("db", "-g", dst / "globals", env=leading_astray) == SILENCE
+    one_server.psql("DELETE FROM small", production)
+    before, there = one_server.plain_dump(production), databases(one_server)
+    commands: list[list[str | Path]] = [
+        ["db-restore", "--clean", dst, "scratch"],
+        ["db-restore", dst, "scratch"],
+        ["db-restore", "--jobs", "2", dst, "scratch"],
+        ["db-restore", "--create", dst, "new"],
+        ["db-restore", "-g", dst / "globals"],
+        ["verify", "--restore-test", dst],
+    ]
+    for args in commands:
+        result = btw(*args, env=leading_astray)
+        assert result.status == 1, args
+        assert "leads to the database production instead of" in result.err, args
+        assert len(result.err.splitlines()) == 1, args
+        assert databases(one_server) == there, args
+        assert one_server.plain_dump(production) == before, args
+    assert b"small" not in b"".join(one_server.plain_dump("scratch"))
+    assert btw("db-restore", "--clean", dst, production, env=leading_astray) == SILENCE
+    assert one_server.plain_dump(production) != before
+
+
+# Doctored dumps
+
+
+def doctor(dst: Path, content: bytes) -> None:
+    """Replace the chain by one that holds this, as rdiff-backup makes it."""
+    dump = the_dump(dst)
+    chain, stage = dump.parent, dst.parent / "doctored"
+    stage.mkdir()
+    (stage / dump.name).write_bytes(content)
+    shutil.rmtree(chain)
+    subprocess.run(["rdiff-backup", "-v2", "backup", stage, chain], check=True)
+
+
+def test_no_command_of_a_globals_dump_is_run(btw: Btw, dst: Path, tmp_path: Path, server: Server) -> None:
+    """psql runs what follows a backslash, as root."""
+    assert btw("db", "-g", dst, env=server.as_superuser) == SILENCE
+    evil = tmp_path / "evil"
+    sql = bz2.decompress(the_dump(dst).read_bytes())
+    command = rb"\! touch %b" % bytes(evil)
+    lines = [b"", command, b"SELECT 1 \\; " + command, b"SELECT 'x' " + command + b"\n;", b"\\unrestrict a"]
+    lines += [b"SET standard_conforming_strings = off;", b"SELECT '\\';", command + b" '", b"';", command]
+    doctor(dst, bz2.compress(sql.replace(b"\n\nSET ", b"\n".join(lines) + b"\n\nSET ", 1)))
+    result = btw("db-restore", "-g", dst, env=server.as_superuser)
+    assert not evil.exists()
+    assert result.status == 1
+    assert result.err.splitlines()[-1] == f"{PROG}: some of the globals could not be restored"
+
+
+def test_no_command_of_a_database_dump_is_run(
+    btw: Btw,
+    dst: Path,
+    server: Server,
+    store: Loaded,
+    make_database: MakeDatabase,
+    dropping: Callable[[Server, str], str],
+) -> None:
+    store(server, "shop", f"{SMALL}; CREATE VIEW {'v' * 63} AS SELECT '{'x' * 99}'::text AS t")
+    sound = the_dump(dst).read_bytes()
+    with tempfile.TemporaryDirectory() as directory:  # a short path
+        evil = Path(directory) / "evil"
+        command = rb"\! touch %b" % bytes(evil)
+        dump = sound
+        for pattern in (
+            rb"()CREATE VIEW [^;]*;\n",
+            rb"()DROP VIEW [^;]*;\n",
+            rb"(CREATE DATABASE shop WITH TEMPLATE = template0 )[^;]*",
+        ):
+            found = re.search(pattern, dump)
+            assert found, pattern
+            new = (found[1] + command + (b"" if found[1] else b"\n")).ljust(len(found[0]))
+            assert len(new) == len(found[0])
+            dump = dump[: found.start()] + new + dump[found.end() :]
+        doctor(dst, dump)
+        make_database(server, "empty")
+        dropping(server, "new")
+        for *options, name in (
+            ["empty"],
+            ["--jobs", "2", "empty"],
+            ["--clean", "shop"],
+            ["--create", "new"],
+        ):
+            result = btw("db-restore", *options, dst, name, env=server.as_superuser)
+            assert result.status == 1 and "syntax error" in result.err, options
+            assert not evil.exists(), options
 
 
 # Options

@@ -743,6 +743,50 @@ class TestFailures:
         trees.assert_same(src, trees.untar(dst / newest, tmp_path / "restored"))
 
 
+def with_program(tmp_path: Path, name: str, script: str) -> dict[str, str]:
+    """The environment in which a program is this script; in it ``real`` is the program itself."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / name).write_text(f"#!/bin/sh\nreal={shutil.which(name)}\n{script}\n")
+    (programs / name).chmod(0o755)
+    return {"PATH": f"{programs}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize("type_", ["tar", "rdiff"])
+def test_a_point_counts_where_a_change_cannot_be_noted(
+    btw: Btw, configure: Configure, src: Path, dst: Path, tmp_path: Path, type_: str
+) -> None:
+    configure(type_)
+    (dst / "log.txt").mkdir()
+    env = with_program(
+        tmp_path, "tar", '$real "$@"; echo "tar: ./file: file changed as we read it" >&2; exit 1'
+    )
+    result = btw("fs", src, dst, env=env)
+    assert result.status == 0 and len(backups(dst)) == 1
+    [line] = result.err.splitlines()
+    assert line.startswith("btw_backup: warning: ") and "log.txt" in line
+    assert "file changed as we read it" in line
+    # What a run that stored nothing has to say is that line.
+    assert btw("fs", src, dst).status == 1
+
+
+def test_a_new_chain_counts_where_its_reason_cannot_be_noted(
+    btw: Btw, configure: Configure, src: Path, dst: Path, tmp_path: Path
+) -> None:
+    configure("rdiff")
+    assert btw("fs", src, dst) == DONE
+    (dst / "log.txt").mkdir()
+    (src / "file").write_text("changed\n")
+    once = tmp_path / "once"
+    once.touch()
+    env = with_program(
+        tmp_path, "rdiff-backup", f'$real "$@" || exit; if [ -f {once} ]; then rm {once}; exit 1; fi'
+    )
+    result = btw("fs", src, dst, env=env)
+    assert result.status == 0 and len(backups(dst)) == 2
+    assert "started a new one" in result.err and "could not be noted" in result.err
+
+
 @as_root
 def test_an_addition_that_failed_leaves_its_room_to_the_new_chain(
     btw: Btw, configure: Configure, src: Path, tmp_path: Path

@@ -5,11 +5,14 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from btw_backup.errors import Error
+from btw_backup.programs import postgres
 from btw_backup.programs.postgres import dumped_database, same_dump, same_globals
 
 from .helpers.postgres_servers import Installation, MakeDatabase, Server, Start
@@ -48,6 +51,21 @@ def pair(
         start = 12 if first[5:7] >= b"\1\17" else 16
         pairs[installation.name] = Pair(first, second, range(start, start + 7 * 5))
     return pairs[installation.name]
+
+
+def test_a_dump_of_a_version_that_is_not_known(
+    one_server: Server, make_database: MakeDatabase, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The server is asked which database it is, where the dump does not say it."""
+    names = [make_database(one_server, name) for name in ("meant", "elsewhere")]
+    for name, value in one_server.as_superuser.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(postgres, "_KNOWN_VERSIONS", ())
+    with (tmp_path / "dump").open("w+b") as output:
+        for name in names:
+            server = postgres.Server("dbname=meant", None)
+            with nullcontext() if name == "meant" else pytest.raises(Error, match="leads to"):
+                postgres.dump(name, server, output.fileno(), lambda count: None)
 
 
 @contextmanager
@@ -176,6 +194,14 @@ def test_globals_that_differ_in_their_keys_are_the_same(roles: Globals) -> None:
 
 def test_other_globals_are_not_the_same(roles: Globals) -> None:
     assert not same_sql(roles.first, roles.other)
+
+
+def test_a_name_that_looks_like_a_key_makes_a_difference(roles: Globals) -> None:
+    first, second = (
+        sql.replace(b"\n\nCREATE ROLE ", b'\n\nCREATE ROLE "x\n\\restrict %b\n";\nCREATE ROLE ' % word, 1)
+        for sql, word in ((roles.first, b"one"), (roles.second, b"two"))
+    )
+    assert b"\\restrict one" in first and not same_sql(first, second)
 
 
 def test_any_byte_outside_of_the_keys_makes_a_difference(roles: Globals) -> None:

@@ -88,7 +88,7 @@ class NewPoint:
                 text = (
                     f"cannot add to the chain {self._broken}: started a new one; the old one is kept as it is"
                 )
-                destination.note(f"{format_moment(self._at)}: {text}")
+                destination.note_of_stored(f"{format_moment(self._at)}: {text}")
                 destination.warn(f"{destination.path}: {text}")
             return stored
 

@@ -110,6 +110,13 @@ class LockedDestination(Destination):
         except OSError as error:
             self.warn(f"{self.path}: the time of this run could not be noted: {error.strerror}")
 
+    def note_of_stored(self, text: str) -> None:
+        """Append a line about a point that is there: where that fails, it is no failure of the backup."""
+        try:
+            self.note(text)
+        except Error as error:
+            self.warn(f"{error}, so this could not be noted: {text}")
+
     @contextmanager
     def stored_file(self, backup: Backup, mirror: str) -> Iterator[int]:
         """The open file that a backup holds at its newest point: the tarball, or a chain's mirror."""

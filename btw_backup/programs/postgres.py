@@ -4,9 +4,8 @@ import bz2
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import zip_longest
 from typing import IO, Any, NamedTuple
 
 from ..errors import Error
@@ -23,10 +22,40 @@ _TIME_FIELDS = 7
 
 _MAINTENANCE = "postgres"
 _DUPLICATE_OBJECT = "42710"
+# Names that are longer than the server's are compared as the server cuts them.
+_ASK = r"""SELECT pg_catalog.set_config('search_path', '', false) AS path,
+       pg_catalog.current_database() AS reached,
+       pg_catalog.current_database() OPERATOR(pg_catalog.=) {wanted}::pg_catalog.name AS right
+\gset
+\if :right
+\echo right
+\else
+\echo wrong :reached
+\quit
+\endif
+"""
+# Where the statements follow in psql's input, and how many lines each has when it keeps going.
+_FIRST_LINE = _ASK.count("\n") + 1
+_LINES = 2
+# A statement of the globals, and what is passed over before it. What does not end is one as well.
+_STATEMENT = re.compile(
+    rb"""(?:\s|--[^\n]*+|^\\(?:un)?restrict\ \w+$)*+
+    (?P<text>(?:[eE]'(?:[^'\\]|\\.|\'\')*+'|'[^']*+'|"[^"]*+"|--[^\n]*+|[^;'"])*+(?:;|.*))""",
+    re.DOTALL | re.MULTILINE | re.VERBOSE,
+)
+# Before the first statement, and after the last: a name may hold such a line.
+_KEYS = re.compile(
+    rb"\A((?:\s|--[^\n]*+)*+)\\restrict \w+\n|^\\unrestrict \w+\n(?=(?:\s|--[^\n]*+)*+\Z)", re.MULTILINE
+)
+# A message of psql's with VERBOSITY=verbose: its word for ERROR is in the language of the server.
+_MESSAGE = re.compile(r"^psql:<stdin>:(\d+): [^:\n]+:\s+(\w{5}): ", re.MULTILINE)
+_PLACE = re.compile(r"^LOCATION: .*\n", re.MULTILINE)  # in the server's source
+# Codes below are of successes and warnings (PostgreSQL's appendix A).
+_ERRORS = "03"
 # Statements as pg_restore writes them, each on a line.
 _CREATE = re.compile(rb"CREATE DATABASE .* WITH TEMPLATE = template0 (.*);$")
 _SETTING = re.compile(rb"--|SET |SELECT pg_catalog\.set_config|\\restrict |\n")
-_COUNT_OBJECTS = r"""
+_COUNT_OBJECTS = rb"""
 SELECT (SELECT count(*) FROM pg_catalog.pg_class c
         WHERE c.relnamespace <> ALL (s.system) AND c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f'))
      + (SELECT count(*) FROM pg_catalog.pg_proc p WHERE p.pronamespace <> ALL (s.system))
@@ -57,18 +86,38 @@ def dump(database: str, server: Server, output: int, advance: Callable[[int], No
         advance(written - told)
         told = written
 
-    settings = {"stdout": output, "meanwhile": tell}
-    _run(["pg_dump", "--format=custom"], server, {"PGDATABASE": database}, **settings).check()
+    _client(["pg_dump", "--format=custom"], server, database, stdout=output, meanwhile=tell).check()
+    found = dumped_database(output)
+    if found is None:
+        confirm(database, server)
+    elif found != database:
+        raise _wrong(database, found)
 
 
 def dump_globals(server: Server, output: int) -> None:
     """Write the SQL of roles and tablespaces, uncompressed."""
-    _run(["pg_dumpall", "--globals-only"], server, {}, stdout=output).check()
+    _client(["pg_dumpall", "--globals-only"], server, None, stdout=output).check()
 
 
-def _run(argv: list[str], server: Server, env: dict[str, str], **settings: Any) -> process.Result:
+def confirm(database: str, server: Server) -> None:
+    """Raise Error unless the server says that it is this database that it is asked in."""
+    _psql(database, server, []).check()
+
+
+def _writing(argv: list[str], server: Server, database: str, **settings: Any) -> process.Result:
+    """Run a program that writes into a database, once the server has said that it is that one.
+
+    Whatever writes passes here, or is a statement for ``_psql``, which asks in the same session.
+    """
+    confirm(database, server)
+    return _client(argv, server, database, **settings)
+
+
+def _client(argv: list[str], server: Server, database: str | None, **settings: Any) -> process.Result:
+    """Run a program with the settings of a connection, which may lead to another database."""
     # The database's name goes by the environment, where a leading dash or an equals sign in it
-    # means nothing; libpq takes it when the connection string has no dbname.
+    # means nothing; libpq takes it when the connection string has no dbname, nor a service.
+    env = {} if database is None else {"PGDATABASE": database}
     surroundings = None
     if server.connection is not None:
         argv.insert(1, f"--dbname={server.connection}")
@@ -87,6 +136,13 @@ def _run(argv: list[str], server: Server, env: dict[str, str], **settings: Any) 
         # What these run comes from a dump, and psql's \! is a shell.
         confined=Confinement(network=True) if argv[0] in ("pg_restore", "psql") else None,
         **settings,
+    )
+
+
+def _wrong(database: str, found: str) -> Error:
+    return Error(
+        f"CONNECTION leads to the database {found} instead of {database}: leave out its dbname,"
+        " and that of a service"
     )
 
 
@@ -136,8 +192,7 @@ def same_globals(one: int, other: int) -> bool:
     """Whether two bzip2-compressed dumps of globals differ in nothing but their restrict keys."""
     try:
         with _plain(one) as first, _plain(other) as second:
-            pairs = zip_longest(_statements(first), _statements(second))
-            return all(mine == theirs for mine, theirs in pairs)
+            return _KEYS.sub(rb"\1", first.read()) == _KEYS.sub(rb"\1", second.read())
     except (OSError, EOFError):  # the older one is damaged
         return False
 
@@ -145,11 +200,6 @@ def same_globals(one: int, other: int) -> bool:
 def _plain(file: int) -> bz2.BZ2File:
     os.lseek(file, 0, os.SEEK_SET)
     return bz2.BZ2File(open(os.dup(file), "rb"))
-
-
-def _statements(text: IO[bytes]) -> Iterator[bytes]:
-    r"""The lines without \restrict and \unrestrict, whose keys are random."""
-    return (line for line in text if not line.startswith((b"\\restrict ", b"\\unrestrict ")))
 
 
 def compress_globals(plain: int, output: int) -> None:
@@ -194,11 +244,11 @@ def restore(
         argv += ["--clean", "--if-exists"]
     if jobs == 1:
         os.lseek(dump_file, 0, os.SEEK_SET)
-        _run([*argv, "--single-transaction"], server, {"PGDATABASE": database}, stdin=dump_file).check()
+        _writing([*argv, "--single-transaction"], server, database, stdin=dump_file).check()
         return
     with _readable(dump_file, server) as file:
         argv += [f"--jobs={jobs}", f"/proc/self/fd/{file}"]
-        result = _run(argv, server, {"PGDATABASE": database}, pass_fds=[file])
+        result = _writing(argv, server, database, pass_fds=[file])
     if result.status != 0 and not new:
         try:
             _drop_contents(database, dump_file, server)
@@ -238,7 +288,7 @@ def _drop_contents(database: str, dump_file: int, server: Server) -> None:
     """Drop what a dump holds: the statements with which pg_restore --clean begins."""
     with _script(dump_file, "--clean", "--if-exists") as script:
         drops = b"".join(_drops(script))
-    _query(database, server, drops.decode(errors="surrogateescape"), {}).check()
+    _psql(database, server, [drops]).check()
 
 
 def _drops(script: Iterable[bytes]) -> Iterator[bytes]:
@@ -257,36 +307,73 @@ def _drops(script: Iterable[bytes]) -> Iterator[bytes]:
 
 def holds_objects(database: str, server: Server) -> bool:
     """Whether a database holds tables, views, sequences or functions. Raises Error where it is missing."""
-    return _query(database, server, _COUNT_OBJECTS, {}).check().printed.strip() != "0"
+    return _psql(database, server, [_COUNT_OBJECTS]).check().printed.strip() != "0"
 
 
 def check_reachable(database: str | None, server: Server) -> None:
     """Raise Error where a database, or with None the server, can't be reached."""
-    _query(database or _MAINTENANCE, server, "SELECT 1;", {}).check()
+    confirm(database or _MAINTENANCE, server)
 
 
 def create_database(database: str, dump_file: int, server: Server) -> None:
     """Create a database with the encoding and locale of the dumped one. Raises Error where it exists."""
     with _script(dump_file, "--create", "--schema-only") as script:
         settings = next((m[1] for line in script if (m := _CREATE.match(line))), b"")
-    statement = f'CREATE DATABASE :"name" WITH TEMPLATE = template0 {settings.decode()};'
-    _query(_MAINTENANCE, server, statement, {"name": database}).check()
+    statement = b"CREATE DATABASE %b WITH TEMPLATE = template0 %b;" % (_identifier(database), settings)
+    _psql(_MAINTENANCE, server, [statement]).check()
 
 
 def drop_database(database: str, server: Server) -> None:
     """Drop a database that this run created."""
-    _query(_MAINTENANCE, server, 'DROP DATABASE IF EXISTS :"name" WITH (FORCE);', {"name": database}).check()
+    statement = b"DROP DATABASE IF EXISTS %b WITH (FORCE);" % _identifier(database)
+    _psql(_MAINTENANCE, server, [statement]).check()
+
+
+def _identifier(name: str) -> bytes:
+    return b'"%b"' % os.fsencode(name).replace(b'"', b'""')
 
 
 def replay_globals(packed: int, server: Server) -> None:
     """Run the stored SQL. What exists already is left as it is; other errors raise Error."""
     with _plain(packed) as text:
-        script = b"".join(_statements(text)).decode(errors="surrogateescape")
-    result = _query(_MAINTENANCE, server, script, {"ON_ERROR_STOP": "0", "VERBOSITY": "sqlstate"})
-    result.check()
-    codes = re.findall(r"ERROR:\s+(\S+)", result.said)
-    if any(code != _DUPLICATE_OBJECT for code in codes):
-        raise Error("some of the globals could not be restored", said=result.said)
+        statements = list(split_globals(text.read()))
+    answer = _psql(_MAINTENANCE, server, statements, keep_going=True).check()
+    failed = answer.printed.splitlines()
+    messages = list(_messages(answer.result.said))
+    said = ""
+    for number in range(len(statements)):
+        if failed[number : number + 1] == ["false"]:  # psql's variable ERROR
+            continue
+        own = [message for message in messages if message.number == number]
+        if {message.code for message in own if message.code >= _ERRORS} != {_DUPLICATE_OBJECT}:
+            said += "".join(message.text for message in own)
+            said += "" if own else f"the statement {number + 1} of the globals was not run\n"
+    if said:
+        raise Error("some of the globals could not be restored", said=said)
+
+
+def split_globals(sql: bytes) -> Iterator[bytes]:
+    r"""The statements of a dump of globals, without psql's own commands: \restrict and \unrestrict."""
+    position = 0
+    while (statement := _STATEMENT.match(sql, position)) and statement["text"]:
+        yield statement["text"]
+        position = statement.end()
+
+
+class _Message(NamedTuple):
+    """What psql said of a statement: its number, from 0, and the SQLSTATE."""
+
+    number: int
+    code: str
+    text: str
+
+
+def _messages(said: str) -> Iterator[_Message]:
+    found = list(_MESSAGE.finditer(said))
+    ends = [*(match.start() for match in found[1:]), len(said)]
+    for match, end in zip(found, ends, strict=True):
+        text = _PLACE.sub("", said[match.start() : end])
+        yield _Message((int(match[1]) - _FIRST_LINE) // _LINES, match[2], text)
 
 
 class _Answer(NamedTuple):
@@ -299,19 +386,32 @@ class _Answer(NamedTuple):
         self.result.check()
         return self
 
-    @property
-    def said(self) -> str:
-        return self.result.said
 
+def _psql(database: str, server: Server, statements: Sequence[bytes], *, keep_going: bool = False) -> _Answer:
+    """Send statements to the server, each as it is, once that has said that it is this database.
 
-def _query(database: str, server: Server, sql: str, variables: dict[str, str]) -> _Answer:
-    """Run SQL by psql; in it ``:"name"`` stands for a variable as an identifier."""
+    psql itself reads none of them: what a dump holds must not be a command of psql's, which root would
+    run. ``keep_going``: print for each statement only whether it failed, and go on; what is said then
+    has numbers. Raises Error where the database is another one.
+    """
     argv = ["psql", "--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--file=-"]
-    for name, value in {"ON_ERROR_STOP": "1", **variables}.items():
-        argv.append(f"--set={name}={value}")
+    argv += ["--output=/dev/null", "--set=VERBOSITY=verbose"] if keep_going else ["--set=ON_ERROR_STOP=1"]
     with tempfile.TemporaryFile() as script, tempfile.TemporaryFile() as printed:
-        script.write(sql.encode(errors="surrogateescape"))
+        script.write(_ASK.format(wanted=_literal(os.fsencode(database))).encode())
+        for statement in statements:
+            script.write(f"SELECT {_literal(statement)} \\gexec\n".encode())
+            script.write(b"\\echo :ERROR\n" if keep_going else b"")
         script.seek(0)
-        result = _run(argv, server, {"PGDATABASE": database}, stdin=script, stdout=printed)
+        result = _client(argv, server, database, stdin=script, stdout=printed)
         printed.seek(0)
-        return _Answer(result, printed.read().decode(errors="replace"))
+        verdict, _, rest = printed.read().decode(errors="surrogateescape").partition("\n")
+    if verdict.startswith("wrong "):
+        raise _wrong(database, verdict.removeprefix("wrong "))
+    if verdict != "right":
+        raise Error(result.ending(), said=result.said)
+    return _Answer(result, rest)
+
+
+def _literal(text: bytes) -> str:
+    """An expression of SQL for a text in the client's encoding."""
+    return f"pg_catalog.convert_from('\\x{text.hex()}'::pg_catalog.bytea, pg_catalog.pg_client_encoding())"

