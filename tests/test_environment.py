@@ -11,7 +11,6 @@ from .helpers.postgres_servers import MakeDatabase, Server
 from .helpers.running import Btw, break_bubblewrap
 from .helpers.trees import assert_same
 
-pytest_plugins = ["tests.postgres_servers"]
 
 GERMAN = Path("/usr/share/locale/de/LC_MESSAGES/tar.mo")
 
@@ -118,14 +117,14 @@ def test_what_would_change_a_result_is_for_none(monkeypatch: pytest.MonkeyPatch,
     assert all(name not in process.environment(program) for program in ("pg_dump", "psql", "restic", "tar"))
 
 
-def test_only_connection_says_which_server_it_is(
+def test_the_environment_does_not_overrule_connection(
     btw: Btw, config_dir: Path, dst: Path, one_server: Server, make_database: MakeDatabase
 ) -> None:
     name = make_database(one_server, "meant", "CREATE TABLE here ()")
     config_dir.mkdir(exist_ok=True)
     connection = f"host={one_server.socket} user={one_server.superuser}"
     (config_dir / f"{name}.py").write_text(f"CONNECTION = {connection!r}\n")
-    elsewhere = {"PGHOSTADDR": "127.0.0.1", "PGPORT": "1", "PGSERVICE": "other", "PGOPTIONS": "-c nonsense=1"}
+    elsewhere = {"PGHOSTADDR": "127.0.0.1", "PGSERVICE": "other", "PGOPTIONS": "-c nonsense=1"}
     result = btw("db", name, dst, env={"PATH": one_server.environment["PATH"], **elsewhere})
     assert result == (0, "", "")
 

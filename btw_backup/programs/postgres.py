@@ -121,9 +121,8 @@ def _client(argv: list[str], server: Server, database: str | None, **settings: A
     surroundings = None
     if server.connection is not None:
         argv.insert(1, f"--dbname={server.connection}")
-        # The server is the one that CONNECTION says, whatever it leaves open: PGHOSTADDR would rule over
-        # its host, and a PGSERVICE over the database.
-        surroundings = process.environment(argv[0], without=process.SERVER)
+        # Whatever CONNECTION leaves open the environment may tell, but it must not contradict it.
+        surroundings = process.environment(argv[0], without=process.OVERRULING)
     elif argv[0] == "pg_restore":  # without a database it would print its script
         argv.insert(1, "--dbname=application_name=btw-backup")
     if server.run_as is not None and os.geteuid() not in (0, server.run_as.uid):

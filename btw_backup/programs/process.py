@@ -45,8 +45,11 @@ _CONNECTING = frozenset(
     + ["PGSSLMINPROTOCOLVERSION", "PGSSLMODE", "PGSSLNEGOTIATION", "PGSSLROOTCERT", "PGSSLSNI"]
     + ["PGSYSCONFDIR", "PGTARGETSESSIONATTRS", "PG_CLUSTER_CONF_ROOT", "SSL_CERT_DIR", "SSL_CERT_FILE"]
 )
-# Which server they connect to, and as whom. PGCLUSTER is of Debian's pg_wrapper(1).
-SERVER = frozenset(["PGCLUSTER", "PGHOST", "PGHOSTADDR", "PGPORT", "PGSERVICE", "PGUSER"])
+# Which server they connect to, and as whom.
+_SERVER = frozenset(["PGHOST", "PGPORT", "PGUSER"])
+# The same, and they overrule a connection string: its host, and its database. PGCLUSTER is of Debian's
+# pg_wrapper(1).
+OVERRULING = frozenset(["PGCLUSTER", "PGHOSTADDR", "PGSERVICE"])
 
 # What restic and its ssh read of how to reach a store; everything else is said in OFFSITE_ENV.
 _STORING = frozenset(
@@ -55,7 +58,7 @@ _STORING = frozenset(
 )
 
 _ALSO_NEEDED = {
-    **dict.fromkeys(["pg_dump", "pg_dumpall", "pg_restore", "psql"], _CONNECTING | SERVER),
+    **dict.fromkeys(["pg_dump", "pg_dumpall", "pg_restore", "psql"], _CONNECTING | _SERVER | OVERRULING),
     "restic": _STORING,
 }
 
