@@ -8,16 +8,23 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 RUNTIME_PACKAGES = bzip2 lbzip2 rdiff-backup tar zstd
 BENCH_PACKAGES = borgbackup
-TEST_PACKAGES = acl attr groff-base libcap2-bin pbzip2 pigz restic rsync strace util-linux xz-utils
-DEB_PACKAGES = debhelper dh-python dpkg-dev python3-setuptools
+TEST_PACKAGES = acl attr fish groff-base libcap2-bin openssl pbzip2 pigz postgresql procps restic rsync strace \
+	util-linux xz-utils zsh
+BUILD_PACKAGES = build-essential libacl1-dev librsync-dev python3-dev
+DEB_PACKAGES = build-essential debhelper dh-python dpkg-dev python3-setuptools
 
-.PHONY: bench bench-packages demo test lint faults docs deb test-deb clean packages test-packages
+.PHONY: bench bench-packages demo test test-rdiff-backup lint faults docs deb test-deb clean packages test-packages
 
 demo: packages .venv/runtime
 	PATH="$(CURDIR)/.venv/bin:$$PATH" tests/demo.sh
 
 test: test-packages .venv/development
 	.venv/bin/pytest -n $(WORKERS)
+
+# The tests of chains with each version of rdiff-backup; the older ones are built from source.
+test-rdiff-backup: test-packages .venv/development
+	@$(call install,$(BUILD_PACKAGES))
+	PYTHON=$(PYTHON) WORKERS=$(WORKERS) tests/rdiff_backup.sh
 
 lint: test-packages .venv/development
 	.venv/bin/ruff check .

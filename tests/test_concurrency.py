@@ -49,7 +49,7 @@ def restored(chain: Path, at: str, to: Path) -> dict[str, bytes]:
     """What a point of a chain holds, by rdiff-backup and tar alone, from a copy of the chain."""
     to.mkdir()
     subprocess.run(["cp", "-a", chain, to / "chain"], check=True)
-    argv = ["rdiff-backup", "--new", "-v0", "restore", "--at", f"{at}Z", to / "chain", to / "out"]
+    argv = ["rdiff-backup", "-v0", "restore", "--at", f"{at}Z", to / "chain", to / "out"]
     subprocess.run(argv, check=True, cwd=to)
     (to / "tree").mkdir()
     subprocess.run(["tar", "-C", to / "tree", "-xpf", to / "out" / "backup.tar"], check=True)
@@ -327,7 +327,7 @@ def test_rdiff_backup_was_killed_in_the_chain(
     stage.mkdir()
     subprocess.run(["tar", "-C", initialised, "-cf", stage / "backup.tar", "."], check=True)
     time.sleep(1)
-    argv = ["rdiff-backup", "--new", "-v2", "backup", str(stage)]
+    argv = ["rdiff-backup", "-v2", "backup", str(stage)]
     subprocess.run(["cp", "-a", dst, tmp_path / "traced"], check=True)
     trace = tmp_path / "trace"
     subprocess.run(

@@ -65,9 +65,7 @@ def no_trace(dst: Path) -> bool:
 def older_point(dst: Path, lines: list[str], point: int, target: Path) -> Path:
     """Restore a point of the only chain with rdiff-backup itself. Gives the target back."""
     at = lines[point].strip() + "Z"
-    subprocess.run(
-        ["rdiff-backup", "--new", "-v2", "restore", "--at", at, dst / lines[0], target], check=True
-    )
+    subprocess.run(["rdiff-backup", "-v2", "restore", "--at", at, dst / lines[0], target], check=True)
     return target
 
 

@@ -19,7 +19,7 @@ def rdiff_backup(chain: Path, source: Path, at: int, zone: str = "UTC", content:
     source.mkdir(exist_ok=True)
     (source / "backup.tar").write_text(content or f"content at {at}\n")
     os.utime(source / "backup.tar", (at, at))
-    argv = ["rdiff-backup", "--new", "-v2", "--current-time", str(at), "backup", source, chain]
+    argv = ["rdiff-backup", "-v2", "--current-time", str(at), "backup", source, chain]
     subprocess.run(argv, check=True, env={**os.environ, "TZ": zone})
 
 
@@ -166,7 +166,7 @@ def test_killed_rdiff_backup(btw: Btw, dst: Path, source: Path, points: int, cal
     kill += ["-e", f"inject={traced}:signal=KILL:when={number}"]
     source.mkdir(exist_ok=True)
     (source / "backup.tar").write_text("the last one" * 9000)
-    argv = ["rdiff-backup", "--new", "-v2", "--current-time", str(times[-1]), "backup", source, chain]
+    argv = ["rdiff-backup", "-v2", "--current-time", str(times[-1]), "backup", source, chain]
     killed = subprocess.run([*kill, *argv], capture_output=True)
     found = lines(btw, dst)
     assert killed.returncode == -signal.SIGKILL

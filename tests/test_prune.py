@@ -45,7 +45,7 @@ def add_chain(dst: Path, days: Sequence[int], stage: Path) -> str:
         archive.parent.mkdir(exist_ok=True)
         subprocess.run(["tar", "-C", stage, "-cf", archive, "./content"], check=True)
         os.utime(archive, (seconds, seconds))
-        argv = ["rdiff-backup", "--new", "-v2", "--current-time", str(seconds), "backup"]
+        argv = ["rdiff-backup", "-v2", "--current-time", str(seconds), "backup"]
         subprocess.run([*argv, archive.parent, chain], check=True)
     return chain.name
 

@@ -66,7 +66,7 @@ def add_point(dst: Path, stage: Path, name: str, content: bytes, hour: int) -> P
     seconds = int(START.timestamp()) + 3600 * hour
     (stage / name).write_bytes(content)
     os.utime(stage / name, (seconds, seconds))
-    argv = ["rdiff-backup", "--new", "-v2", "--current-time", str(seconds), "backup", stage, dst / CHAIN]
+    argv = ["rdiff-backup", "-v2", "--current-time", str(seconds), "backup", stage, dst / CHAIN]
     subprocess.run(argv, check=True)
     return dst / CHAIN
 
@@ -183,7 +183,7 @@ def restored(chain: Path, at: str, scratch: Path) -> bytes | None:
     """What rdiff-backup itself gives for a point, from a copy; None where it gives nothing."""
     with tempfile.TemporaryDirectory(dir=scratch) as place:
         subprocess.run(["cp", "-a", chain, f"{place}/chain"], check=True)
-        argv = ["rdiff-backup", "--new", "-v0", "restore", "--at", f"{at}Z", f"{place}/chain", f"{place}/out"]
+        argv = ["rdiff-backup", "-v0", "restore", "--at", f"{at}Z", f"{place}/chain", f"{place}/out"]
         subprocess.run(argv, capture_output=True)
         found = [path for path in Path(place, "out").glob("*") if path.is_file()]
         return found[0].read_bytes() if len(found) == 1 else None
