@@ -154,7 +154,7 @@ def foreign(repository: Path, path: Path, *options: str, other: str = "") -> str
     with chdir(path.parent):
         said = restic(repository, "backup", "--json", *options, path.name, *other.split())
     shutil.rmtree(path)
-    return str(json.loads(said.splitlines()[-1])["snapshot_id"])
+    return str(json.loads(said.splitlines()[-1])["snapshot_id"])[:8]  # from 0.17 on it is printed in full
 
 
 def failed(result: Result, *words: str, status: int = 1) -> bool:
