@@ -12,7 +12,7 @@ from .config import DbOptions, check_database_name, load_db, load_general
 from .destination.append import adding
 from .destination.catalog import DUMP, GLOBALS, Stored, summary
 from .destination.writer import Destination, working_on
-from .errors import Error, Usage
+from .errors import Error
 from .messages import Messages
 from .programs import postgres
 from .system.files import create
@@ -36,10 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
+    # Exit status 1, as the original has it: scripts know these texts.
     if args.globals and args.db is not None:
-        raise Usage("-g (--global) cannot be used with a database name")
+        raise Error("-g (--global) cannot be used with a database name")
     if not args.globals and args.db is None:
-        raise Usage("either -g (--global) or a database name must be specified")
+        raise Error("either -g (--global) or a database name must be specified")
     if args.db is not None:
         check_database_name(args.db)
     general = load_general(args.config_dir)

@@ -277,7 +277,7 @@ def test_unchanged_globals_add_a_line_to_the_log_only(btw: Btw, dst: Path, serve
 )
 def test_a_name_or_the_globals(btw: Btw, dst: Path, args: list[str], text: str) -> None:
     result = btw("db", *args, dst)
-    assert (result.status, result.out) == (2, "")
+    assert (result.status, result.out) == (1, "")
     assert f"{PROG}: {text}" in result.err.splitlines()
     assert os.listdir(dst) == []
 
