@@ -13,13 +13,18 @@ TEST_PACKAGES = acl attr fish groff-base libcap2-bin openssl pbzip2 pigz postgre
 BUILD_PACKAGES = build-essential libacl1-dev librsync-dev python3-dev
 DEB_PACKAGES = build-essential debhelper dh-python dpkg-dev python3-setuptools
 
-.PHONY: bench bench-packages demo test test-rdiff-backup lint faults docs deb test-deb clean packages test-packages
+.PHONY: bench bench-packages demo test test-distros test-rdiff-backup lint faults docs deb test-deb clean packages test-packages
 
 demo: packages .venv/runtime
 	PATH="$(CURDIR)/.venv/bin:$$PATH" tests/demo.sh
 
 test: test-packages .venv/development
-	.venv/bin/pytest -n $(WORKERS)
+	.venv/bin/pytest -n $(WORKERS) $(TESTS)
+
+# All that can be run, in trees of Debian 12, 13 and testing, which are kept: see tests/distros.sh.
+test-distros:
+	@$(call install,debootstrap systemd-container)
+	tests/distros.sh $(SUITES)
 
 # The tests of chains with each version of rdiff-backup; the older ones are built from source.
 test-rdiff-backup: test-packages .venv/development

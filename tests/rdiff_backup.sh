@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 VERSIONS=${VERSIONS:-2.2.2 2.2.4 2.2.5 2.2.6 2.2.7}
 VENVS=${VENVS:-${XDG_CACHE_HOME:-$HOME/.cache}/btw-backup-tests/rdiff-backup}
 WORKERS=${WORKERS:-$(($(nproc) + 1))}
-[ $# -gt 0 ] || set -- tests/test_{concurrency,db,db_restore,fs,fs_restore,hostile,list,list_long,prune,quick_check,verify}.py
+[ $# -gt 0 ] || set -- tests/test_{db,fs,list,list_long,prune,verify}.py
 
 mkdir -p "$VENVS" build/rdiff-backup
 VENVS=$(realpath "$VENVS")
