@@ -12,11 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from typing import Any, NamedTuple
 
 from ..errors import Error
-from . import process
+from . import process, versions
 
 # How long the first question may take, in seconds; and how long where restic has said what fails: from 0.17
 # on it asks a store that refuses again and again, for 15 minutes.
@@ -33,8 +32,6 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LOCKED = "already locked"
 _MISSING = ("no such file or directory", "bucket does not exist", "key does not exist", "404 Not Found")
 _FULL = os.strerror(errno.ENOSPC).lower()
-# The versions that the tests have been run with.
-OLDEST, NEWEST = (0, 14), (0, 19)
 
 
 class Snapshot(NamedTuple):
@@ -172,7 +169,7 @@ class Repository:
         result = self._try(argv, read, within)
         if result.status == _IS_LOCKED or (result.status != 0 and _LOCKED in result.said):
             self._try(["unlock"], lambda line: None, None)  # removes what a dead process left, no other
-            waiting = [_RETRY_LOCK] if _version() >= _KNOWS_RETRY_LOCK else []
+            waiting = [_RETRY_LOCK] if versions.version("restic") >= _KNOWS_RETRY_LOCK else []
             result = self._try([*waiting, *argv], read, within)
         return result
 
@@ -218,13 +215,6 @@ class Repository:
         return re.sub(r"//[^/\s]*@", "//…@", known)
 
 
-@cache
-def _version() -> tuple[int, int]:
-    """The version of restic, as two numbers."""
-    found = re.search(r"(\d+)\.(\d+)", process.output(["restic", "version"]))
-    return (int(found[1]), int(found[2])) if found else (0, 0)
-
-
 def _plain(said: str) -> list[str]:
     """The lines of what restic wrote to its standard error, some of which are JSON objects."""
     return [line for text in said.splitlines() for line in _words(text).splitlines()]
@@ -248,7 +238,7 @@ def _understanding() -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, TypeError) as error:
-        needed = ".".join(map(str, OLDEST))
+        needed = versions.shown(versions.KNOWN["restic"].needed)
         raise Error(
             f"restic printed what cannot be understood: is it older than {needed}? ({error!r})"
         ) from error
