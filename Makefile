@@ -13,7 +13,8 @@ TEST_PACKAGES = acl attr fish groff-base libcap2-bin openssl pbzip2 pigz postgre
 BUILD_PACKAGES = build-essential libacl1-dev librsync-dev python3-dev
 DEB_PACKAGES = build-essential debhelper dh-python dpkg-dev python3-setuptools
 
-.PHONY: bench bench-packages demo test test-distros test-rdiff-backup lint faults docs deb test-deb clean packages test-packages
+.PHONY: bench bench-packages demo test test-distros test-rdiff-backup lint faults docs wheel test-wheel deb test-deb \
+	clean packages test-packages
 
 demo: packages .venv/runtime
 	PATH="$(CURDIR)/.venv/bin:$$PATH" tests/demo.sh
@@ -45,6 +46,11 @@ docs: .venv/docs
 	SOURCE_DATE_EPOCH=$$(date -d "$$(sed -n 's/^ -- .*>  //p;T;q' debian/changelog)" +%s) \
 		.venv/bin/python tools/generate.py build/docs
 
+# dist/btw_backup-VERSION-py3-none-any.whl, with the manual pages and completions.
+wheel: docs
+	rm -rf build/lib build/bdist.* *.egg-info dist/*.whl
+	.venv/bin/pip wheel -q --no-deps -w dist .
+
 # dist/btw-backup_VERSION_all.deb, built from a copy, with the programs of Debian.
 DEB_TREE = build/deb/btw-backup-$(VERSION)
 deb: docs
@@ -58,6 +64,9 @@ deb: docs
 
 test-deb:
 	tests/deb.sh
+
+test-wheel: wheel
+	tests/wheel.sh
 
 bench: test-packages bench-packages .venv/bench
 	.venv/bin/python -m benchmarks.bench --write

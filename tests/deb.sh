@@ -81,7 +81,8 @@ zsh_completes() {
 booted() {
     $SUDO tee "$tree/srv/booted" >/dev/null
     $SUDO chmod +x "$tree/srv/booted"
-    timeout 300 $SUDO systemd-nspawn -D "$tree" --register=no --keep-unit --boot --console=pipe \
+    # systemd 258 and newer want control groups of version 2, whichever this system has.
+    timeout 300 $SUDO env SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 systemd-nspawn -D "$tree" --register=no --keep-unit --boot --console=pipe \
         systemd.run=/srv/booted </dev/null
     local status=$?
     cat "$tree"/srv/booted.log 2>/dev/null
