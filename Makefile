@@ -8,16 +8,29 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 RUNTIME_PACKAGES = bubblewrap bzip2 lbzip2 rdiff-backup tar zstd
 BENCH_PACKAGES = borgbackup
-TEST_PACKAGES = acl attr groff-base libcap2-bin locales pbzip2 pigz postgresql restic rsync strace util-linux xz-utils
-DEB_PACKAGES = debhelper dh-python dpkg-dev python3-setuptools
+TEST_PACKAGES = acl attr btrfs-progs fish groff-base libcap2-bin locales openssl pbzip2 pigz postgresql procps restic \
+	rsync strace util-linux xfsprogs xz-utils zsh
+BUILD_PACKAGES = build-essential libacl1-dev librsync-dev python3-dev
+DEB_PACKAGES = build-essential debhelper dh-python dpkg-dev python3-setuptools
 
-.PHONY: bench bench-packages demo test lint faults docs deb test-deb clean packages test-packages
+.PHONY: bench bench-packages demo test test-distros test-rdiff-backup lint faults docs wheel test-wheel deb test-deb \
+	clean packages test-packages
 
 demo: packages .venv/runtime
 	PATH="$(CURDIR)/.venv/bin:$$PATH" tests/demo.sh
 
 test: test-packages .venv/development
-	.venv/bin/pytest -n $(WORKERS)
+	.venv/bin/pytest -n $(WORKERS) $(TESTS)
+
+# All that can be run, in trees of Debian 12, 13 and testing, which are kept: see tests/distros.sh.
+test-distros:
+	@$(call install,debootstrap systemd-container)
+	tests/distros.sh $(SUITES)
+
+# The tests of chains with each version of rdiff-backup; the older ones are built from source.
+test-rdiff-backup: test-packages .venv/development
+	@$(call install,$(BUILD_PACKAGES))
+	PYTHON=$(PYTHON) WORKERS=$(WORKERS) tests/rdiff_backup.sh
 
 lint: test-packages .venv/development
 	.venv/bin/ruff check .
@@ -33,6 +46,11 @@ docs: .venv/docs
 	SOURCE_DATE_EPOCH=$$(date -d "$$(sed -n 's/^ -- .*>  //p;T;q' debian/changelog)" +%s) \
 		.venv/bin/python tools/generate.py build/docs
 
+# dist/btw_backup-VERSION-py3-none-any.whl, with the manual pages and completions.
+wheel: docs
+	rm -rf build/lib build/bdist.* *.egg-info dist/*.whl
+	.venv/bin/pip wheel -q --no-deps -w dist .
+
 # dist/btw-backup_VERSION_all.deb, built from a copy, with the programs of Debian.
 DEB_TREE = build/deb/btw-backup-$(VERSION)
 deb: docs
@@ -46,6 +64,9 @@ deb: docs
 
 test-deb:
 	tests/deb.sh
+
+test-wheel: wheel
+	tests/wheel.sh
 
 bench: test-packages bench-packages .venv/bench
 	.venv/bin/python -m benchmarks.bench --write

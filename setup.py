@@ -9,6 +9,17 @@ HERE = Path(__file__).parent
 DOCS = ["argparse-manpage>=4.8", "shtab>=1.13"]
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "btw_backup/__init__.py").read_text())
 assert VERSION is not None
+# What `make docs` has made, where it has: a wheel brings it, an installation has it below its prefix.
+SHARED = {
+    "man": "share/man/man1",
+    "bash": "share/bash-completion/completions",
+    "zsh": "share/zsh/site-functions",
+    "fish": "share/fish/vendor_completions.d",
+}
+GENERATED = {
+    place: sorted(f"build/docs/{kind}/{path.name}" for path in (HERE / "build/docs" / kind).glob("*"))
+    for kind, place in SHARED.items()
+}
 
 setup(
     name="btw-backup",
@@ -18,6 +29,7 @@ setup(
     long_description_content_type="text/x-rst",
     license="MPL-2.0",
     packages=find_packages(include=["btw_backup*"]),
+    data_files=[(place, files) for place, files in GENERATED.items() if files],
     python_requires=">=3.11",
     install_requires=["pytimeparse>=1.1.5", "tqdm>=4.64"],
     extras_require={

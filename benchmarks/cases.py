@@ -228,7 +228,7 @@ def verifying(bench: Bench) -> Iterator[Row]:
         ours.backup(change).run()
     points = ours.points()
     _expect_points(ours, 1 + _VERIFIED_INCREMENTALS)
-    verify = "rdiff-backup --new -v2 verify --at"
+    verify = "rdiff-backup -v2 verify --at"
     by_hand = [f"{verify} {point}Z {shlex.quote(str(ours.newest()))}" for point in points]
     mine, theirs = bench.in_turn(ours.verify(), Task(shell(*by_hand)))
     yield compared("verify, A, 11 points / rdiff-backup verify", mine, theirs, 1.0)

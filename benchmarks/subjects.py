@@ -94,7 +94,7 @@ def tar_compressed(source: Path, output: Path) -> Task:
 def tar_and_rdiff_backup(source: Path, stage: Path, repository: Path) -> list[str]:
     """The two commands that do by hand what a run of type rdiff does."""
     staged = shlex.quote(str(stage / "backup.tar"))
-    argv = ["rdiff-backup", "--new", "-v2", "backup", str(stage), str(repository)]
+    argv = ["rdiff-backup", "-v2", "backup", str(stage), str(repository)]
     return shell(f"{tar(source)} > {staged}", shlex.join(argv))
 
 

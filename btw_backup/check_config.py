@@ -2,23 +2,22 @@
 
 import argparse
 import os
-import re
 from collections.abc import Callable, Iterator
 from functools import partial
 
 from . import offsite, workdir
 from .config import FsOptions, check_database_name, database_names, load_db, load_fs, load_general
 from .errors import FAILED, Error
-from .programs import compressors, postgres, process
+from .programs import compressors, postgres, process, versions
 from .system import confinement
 
-# --sort came with tar 1.28, the command line that is used with rdiff-backup 2.2.
-_OLDEST = {"tar": (1, 28), "rdiff-backup": (2, 2)}
-# Its --json and --parent are used as this version has them.
-_OLDEST_RESTIC = (0, 14)
 _POSTGRES = ("pg_dump", "pg_dumpall", "pg_restore", "psql")
 
 EXAMPLE = "btw-backup check-config"
+
+
+class _Untested(Error):
+    """A version that may well do, but has not been tried."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +31,8 @@ def run(args: argparse.Namespace) -> int:
         checked += 1
         try:
             check()
+        except _Untested as untested:
+            args.messages.warning(str(untested))
         except Error as error:
             faults += [*error.said.strip().splitlines()[:1], *error.lines]
     for fault in dict.fromkeys(faults):
@@ -48,14 +49,16 @@ def _checks(config_dir: str) -> Iterator[Callable[[], object]]:
     """Everything that is looked at, each raising Error where something is wrong."""
     if not os.path.isdir(config_dir):
         raise Error(f"the configuration directory does not exist: {config_dir}")
-    for program, oldest in _OLDEST.items():
-        yield partial(_check_version, program, oldest)
+    for program in ("tar", "rdiff-backup"):
+        yield partial(_check_version, program)
     yield partial(_check_general, config_dir)
     for work in workdir.all_in(config_dir):
         yield partial(_check_workdir, work)
     names = database_names(config_dir)
     if names:
         yield from (partial(process.find, program) for program in _POSTGRES)
+        if process.available("pg_dump"):
+            yield partial(_check_version, "pg_dump")
     for name in names:
         yield partial(_check_database, config_dir, name)
 
@@ -64,19 +67,29 @@ def _check_general(config_dir: str) -> None:
     settings = load_general(config_dir).offsite
     if settings is None:
         return
-    _check_version("restic", _OLDEST_RESTIC)
+    untested: _Untested | None = None
+    try:
+        _check_version("restic")
+    except _Untested as error:
+        untested = error
     repository = offsite.repository(settings)
     if os.stat(settings.password_file).st_mode & 0o077:
         raise Error(f"{settings.password_file}: others can read the password: use chmod go=")
     repository.snapshots()
+    if untested:
+        raise untested
 
 
-def _check_version(program: str, oldest: tuple[int, int]) -> None:
-    said = process.output([program, "version" if program == "restic" else "--version"])
-    found = re.search(r"(\d+)\.(\d+)", said.partition("\n")[0])
-    if found is None or (int(found[1]), int(found[2])) < oldest:
-        needed = ".".join(map(str, oldest))
-        raise Error(f"{program} {found[0] if found else 'of unknown version'} is too old: {needed} is needed")
+def _check_version(program: str) -> None:
+    known = versions.KNOWN[program]
+    found = versions.version(program)
+    if found < known.needed:
+        is_this = versions.shown(found) or "of unknown version"
+        raise Error(f"{program} {is_this} is too old: {versions.shown(known.needed)} is needed")
+    # Of its numbers, as many as the tests tell apart.
+    if not known.oldest <= found[: len(known.newest)] <= known.newest:
+        tested = f"{versions.shown(known.oldest)} to {versions.shown(known.newest)}"
+        raise _Untested(f"{program} {versions.shown(found)} is untested: {tested} have been tested")
 
 
 def _check_workdir(work: workdir.Workdir) -> None:

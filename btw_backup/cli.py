@@ -92,11 +92,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "btw-backup") -> int:
     os.umask(0o077)
     _open_standard_streams()
     end_on_signals()
-    if list(argv) == ["--version"]:  # what scripts ask; the parser takes longer than all the rest
-        print(f"{prog} {__version__}")
-        return 0
     messages = Messages(prog)
     try:
+        if list(argv) == ["--version"]:  # what scripts ask; the parser takes longer than all the rest
+            print(f"{prog} {__version__}", flush=True)
+            return 0
         args = _lazy_parser(prog)[0].parse_args(argv)
         args.messages = messages = Messages(prog, verbose=args.verbose, quiet=args.quiet)
         args.config_dir = os.path.abspath(os.path.expanduser(args.config_dir))
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "btw-backup") -> int:
     except Terminated as end:
         return 128 + end.signum
     except BrokenPipeError:  # of our standard output, as in `list DST | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 128 + signal.SIGPIPE
     except Error as error:
         messages.said(error.said)
@@ -114,8 +114,17 @@ def main(argv: Sequence[str] | None = None, prog: str = "btw-backup") -> int:
         return error.status
     except OSError as error:
         messages.error(f"{error.filename or 'standard output'}: {error.strerror or error}")
+        _drop_output()
         return FAILED
     return status
+
+
+def _drop_output() -> None:
+    """Drop what standard output does not take: trying again at exit makes the status 120 (Python 3.13)."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _open_standard_streams() -> None:

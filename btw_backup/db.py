@@ -13,7 +13,7 @@ from .config import DbOptions, check_database_name, load_db, load_general
 from .destination.append import NewPoint, Stored, summary
 from .destination.catalog import DUMP, GLOBALS
 from .destination.writer import LockedDestination, working_on
-from .errors import Error, Usage
+from .errors import Error
 from .messages import Messages
 from .programs import postgres
 from .system.directories import Directory
@@ -40,10 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
+    # Exit status 1, as the original has it: scripts know these texts.
     if args.globals and args.db is not None:
-        raise Usage("-g (--global) cannot be used with a database name")
+        raise Error("-g (--global) cannot be used with a database name")
     if not args.globals and args.db is None:
-        raise Usage("either -g (--global) or a database name must be specified")
+        raise Error("either -g (--global) or a database name must be specified")
     if args.db is not None:
         check_database_name(args.db)
     general = load_general(args.config_dir)

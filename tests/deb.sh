@@ -1,30 +1,20 @@
 #!/bin/bash
 # Builds the Debian package, and uses it in a clean Debian tree: installs it, backs up, restores, completes,
 # reads its manual, and removes it. A line for each step; what a step printed only when it fails.
-# MIRROR=url is where the tree comes from; TREE=dir uses that tree, which then stays, instead of a new one.
+# SUITE is that of the tree, otherwise this system's own, and MIRROR=url where the tree comes from; TREE=dir uses
+# that tree, which then stays, instead of a new one; WORKSHOP=dir is a tree with a copy of this directory in
+# /srv/btw-backup in which the package is built, instead of on this system.
 set -u
 cd "$(dirname "$0")/.."
 
-SUITE=bookworm
+SUITE=${SUITE:-$(. /etc/os-release && echo "${VERSION_CODENAME:-testing}")}
 SUDO=$([ "$(id -u)" = 0 ] || echo sudo)
 scratch=$(mktemp -d)
 tree=${TREE:-$scratch/tree}
+built=${WORKSHOP:+$WORKSHOP/srv/btw-backup/}
 failed=0
 
-attach() {
-    mountpoint -q "$tree/proc" || $SUDO mount -t proc proc "$tree/proc"
-    mountpoint -q "$tree/dev/pts" || $SUDO mount -t devpts -o newinstance,ptmxmode=0666 devpts "$tree/dev/pts"
-}
-detach() {
-    for mount in dev/pts proc; do
-        mountpoint -q "$tree/$mount" && $SUDO umount "$tree/$mount"
-    done
-}
-end() {
-    detach
-    $SUDO rm -rf --one-file-system "$scratch"
-}
-trap end EXIT
+trap '$SUDO rm -rf --one-file-system "$scratch"' EXIT
 
 step() { # what it shows, and a command
     local about=$1
@@ -38,20 +28,27 @@ step() { # what it shows, and a command
     fi
 }
 must() { step "$@"; [ $failed = 0 ] || exit 1; }
-inside() { $SUDO chroot "$tree" env -i HOME=/root TERM=dumb LANG=C.UTF-8 DEBIAN_FRONTEND=noninteractive \
-    PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@"; }
+inside() { $SUDO tests/inside.sh "$tree" "$@"; }
+building() { # a command where the package is built
+    if [ -n "$built" ]; then
+        $SUDO tests/inside.sh "$WORKSHOP" env -C /srv/btw-backup "$@"
+    else
+        "$@"
+    fi
+}
 run() { inside bash -euo pipefail -c "$1"; }
 apt() { inside apt-get -q -y --no-install-recommends "$@"; }
 
 plant() {
-    $SUDO apt-get install -q -y --no-install-recommends debootstrap lintian systemd-container || return
-    [ -d "$tree/usr" ] || $SUDO debootstrap --variant=minbase "$SUITE" "$tree" ${MIRROR:+"$MIRROR"} || return
-    attach
-    printf '#!/bin/sh\nexit 101\n' | $SUDO tee "$tree/usr/sbin/policy-rc.d" # no servers in a chroot
-    $SUDO chmod +x "$tree/usr/sbin/policy-rc.d"
+    $SUDO apt-get install -q -y --no-install-recommends debootstrap systemd-container || return
+    [ -d "$tree/usr" ] || $SUDO tests/plant.sh "$SUITE" "$tree" || return
     apt update && apt install bash-completion dbus fish man-db postgresql python3 systemd-sysv zsh &&
         inside sh -c 'apt-mark -q manual $(dpkg-query -W -f "\${Package}\n")' && # what is here before stays
         booted <<<'#!/bin/sh'
+}
+lints() {
+    building apt-get install -q -y --no-install-recommends lintian >/dev/null || return
+    building sh -c 'lintian --fail-on error,warning build/deb/*.changes'
 }
 
 # All files but what apt, dpkg and the programs of other packages keep for themselves.
@@ -84,20 +81,19 @@ zsh_completes() {
 booted() {
     $SUDO tee "$tree/srv/booted" >/dev/null
     $SUDO chmod +x "$tree/srv/booted"
-    detach
-    timeout 300 $SUDO systemd-nspawn -D "$tree" --register=no --keep-unit --boot --console=pipe \
+    # systemd 258 and newer want control groups of version 2, whichever this system has.
+    timeout 300 $SUDO env SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 systemd-nspawn -D "$tree" --register=no --keep-unit --boot --console=pipe \
         systemd.run=/srv/booted </dev/null
     local status=$?
-    attach
     cat "$tree"/srv/booted.log 2>/dev/null
     $SUDO rm -f "$tree"/srv/booted*
     return $status
 }
 
-must 'make deb' make deb
-deb=$(echo dist/btw-backup_*_all.deb)
+must 'make deb' building make deb
+deb=$(echo "${built}dist"/btw-backup_*_all.deb)
 must 'a clean Debian tree' plant
-step 'lintian has nothing to say' lintian --fail-on error,warning build/deb/*.changes
+step 'lintian has nothing to say' lints
 snapshot >"$scratch/before"
 $SUDO cp "$deb" "$tree/tmp/"
 must 'apt install ./btw-backup_*.deb' apt install "/tmp/${deb##*/}"
@@ -116,7 +112,7 @@ step 'verify' run "btw-backup verify $dst"
 step 'fs-restore' run "btw-backup fs-restore $dst /srv/restored && diff -r /srv/www /srv/restored"
 step 'check-config' run 'btw-backup check-config'
 
-for page in $(cd build/docs/man && ls | sed 's/\.1$//'); do
+for page in $(cd "${built}build/docs/man" && ls | sed 's/\.1$//'); do
     step "man $page" run "man -w $page && man --warnings $page 2>&1 >/dev/null | { ! grep .; }"
 done
 step 'the manual is found by subject' run 'mandb -q; apropos -s 1 backup | grep btw-backup-fs-restore'
@@ -142,7 +138,7 @@ exec >/srv/booted.log 2>&1
 set -eux
 export HOME=/root
 trap 'journalctl --no-pager -q -u "btw-backup*"' ERR
-systemctl start dbus postgresql@15-main
+systemctl start dbus "postgresql@$(ls /etc/postgresql)-main"
 su postgres -c 'dropdb --if-exists shop; createdb shop'
 echo 'RUN_AS = "postgres"' | tee ~/.btw-backup/shop.py >~/.btw-backup/global.py
 btw-backup fs-init --type tar / all
@@ -177,7 +173,7 @@ END
 step 'the example for cron' run 'ls /usr/share/doc/btw-backup/examples/btw-backup.cron'
 
 step 'apt remove' apt remove btw-backup
-step 'it is gone' run '! command -v btw-backup; ! man -w btw-backup; ! ls /lib/systemd/system/btw-backup*'
+step 'it is gone' run '! command -v btw-backup; ! man -w btw-backup; ! ls /usr/lib/systemd/system/btw-backup*'
 step 'apt purge' apt purge --autoremove -o APT::AutoRemove::RecommendsImportant=0 \
     -o APT::AutoRemove::SuggestsImportant=0 btw-backup
 kept='^/(srv/(www|restored)|var/backups/btw-backup|root/\.btw-backup)(/| |$)|^/var/lib/systemd/timers $'

@@ -31,7 +31,7 @@ echo 'The same with tar and rdiff-backup alone:'
 chain=$(find "$scratch/backups" -maxdepth 1 -name '2*')
 mkdir "$scratch/newest" "$scratch/first"
 say tar --force-local -C "$scratch/newest" -xpf "$chain/backup.tar"
-say rdiff-backup --new -v2 restore --at "${first}Z" "$chain" "$scratch/older"
+say rdiff-backup -v2 restore --at "${first}Z" "$chain" "$scratch/older"
 say tar --force-local -C "$scratch/first" -xpf "$scratch/older/backup.tar"
 say diff -r "$scratch/tree" "$scratch/newest"
 say diff -r "$scratch/before" "$scratch/first"

@@ -58,7 +58,7 @@ def test_rdiff_backup_was_killed_in_the_chain(
     stage.mkdir()
     subprocess.run(["tar", "-C", initialised, "-cf", stage / "backup.tar", "."], check=True)
     time.sleep(1)
-    argv = ["rdiff-backup", "--new", "-v2", "backup", str(stage)]
+    argv = ["rdiff-backup", "-v2", "backup", str(stage)]
     subprocess.run(["cp", "-a", dst, tmp_path / "traced"], check=True)
     trace = tmp_path / "trace"
     subprocess.run(

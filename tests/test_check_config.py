@@ -64,13 +64,24 @@ def test_missing_programs_are_named_with_their_packages(
         assert f"btw_backup: {program} not found: install the package {package}\n" in result.err
 
 
-def test_an_old_program_is_said(btw: Btw, tmp_path: Path) -> None:
-    old = tmp_path / "bin" / "rdiff-backup"
-    old.parent.mkdir()
-    old.write_text("#!/bin/sh\necho rdiff-backup 1.2.8\n")
-    old.chmod(0o755)
-    result = btw("check-config", env={"PATH": f"{old.parent}:/usr/bin:/bin"})
-    assert result.err == "btw_backup: rdiff-backup 1.2 is too old: 2.2 is needed\n"
+@pytest.mark.parametrize(
+    ("program", "version", "status", "said"),
+    [
+        ("rdiff-backup", "1.2.8", 1, "rdiff-backup 1.2.8 is too old: 2.2 is needed"),
+        ("rdiff-backup", "of today", 1, "rdiff-backup of unknown version is too old: 2.2 is needed"),
+        ("rdiff-backup", "3.0", 0, "warning: rdiff-backup 3.0 is untested: 2.2.2 to 2.2.7 have been tested"),
+        ("tar", "1.30", 0, "warning: tar 1.30 is untested: 1.34 to 1.35 have been tested"),
+    ],
+)
+def test_a_version_that_is_too_old_or_untested(
+    btw: Btw, tmp_path: Path, program: str, version: str, status: int, said: str
+) -> None:
+    other = tmp_path / "bin" / program
+    other.parent.mkdir()
+    other.write_text(f"#!/bin/sh\necho {program} {version}\n")
+    other.chmod(0o755)
+    result = btw("check-config", env={"PATH": f"{other.parent}:/usr/bin:/bin"})
+    assert result == (status, "", f"btw_backup: {said}\n")
 
 
 def test_no_configuration_directory(btw: Btw, config_dir: Path) -> None:

@@ -105,7 +105,7 @@ def test_usage_errors(btw: Btw, config_dir: Path, arguments: str) -> None:
 )
 def test_a_database_or_the_globals(btw: Btw, dst: Path, arguments: list[str], text: str) -> None:
     result = btw(*arguments, dst)
-    assert (result.status, result.out) == (2, "")
+    assert (result.status, result.out) == (1, "")
     assert result.err.splitlines()[-1] == f"btw_backup: {text}"
     assert os.listdir(dst) == []
 
@@ -163,9 +163,10 @@ class TestOutputThatCannotBeWritten:
         result = self.run(f"list {full}", redirection)
         assert (result.status, result.err) == (141, "")
 
-    def test_a_full_disk(self, dst: Path) -> None:
+    @pytest.mark.parametrize("command", ["list {dst}", "list --json {dst}", "--version"])
+    def test_a_full_disk(self, dst: Path, command: str) -> None:
         (dst / "2026-11-22T22:16:17.tbz").touch()
-        result = self.run(f"list {dst}", ">/dev/full")
+        result = self.run(command.format(dst=dst), ">/dev/full")
         assert (result.status, result.err) == (1, "btw-backup: standard output: No space left on device\n")
 
     @pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])

@@ -25,7 +25,6 @@ from .helpers.postgres_servers import MakeDatabase, Server
 from .helpers.running import Btw
 from .helpers.trees import assert_same, build
 
-
 # Each is tried in the directory that may be written, and outside by every way that leads there.
 WRITES = """
 touch {0}/new

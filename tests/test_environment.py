@@ -11,7 +11,6 @@ from .helpers.postgres_servers import MakeDatabase, Server
 from .helpers.running import Btw, break_bubblewrap
 from .helpers.trees import assert_same
 
-
 GERMAN = Path("/usr/share/locale/de/LC_MESSAGES/tar.mo")
 
 # Each of them changes what some program does, or whether it starts at all.

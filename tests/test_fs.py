@@ -306,7 +306,7 @@ class TestFullOrIncremental:
             target.mkdir(exist_ok=True)
             started = int(time.time()) - seconds
             stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(started))
-            argv = ["rdiff-backup", "--new", "-v2", "--current-time", str(started), "backup"]
+            argv = ["rdiff-backup", "-v2", "--current-time", str(started), "backup"]
             subprocess.run([*argv, tmp_path / "old", target / stamp], check=True)
             assert btw("fs", src, target) == DONE
             lines = points(btw, target)
@@ -718,7 +718,7 @@ class TestFailures:
         (tmp_path / "dumped").mkdir()
         (tmp_path / "dumped" / "shop.dump").write_text("a database\n")
         chain = dst / "2020-01-01T00:00:00"
-        argv = ["rdiff-backup", "--new", "-v2", "--current-time", "1577836800", "backup"]
+        argv = ["rdiff-backup", "-v2", "--current-time", "1577836800", "backup"]
         subprocess.run([*argv, tmp_path / "dumped", chain], check=True)
         before = trees.facts(chain)
         self.check(btw("fs", src, dst), "shop.dump")

@@ -158,7 +158,6 @@ def test_killed_rdiff_backup(btw: Btw, dst: Path, source: Path, points: int, cal
     (source / "backup.tar").write_text("the last one" * 9000)
     argv: list[str | Path] = [
         "rdiff-backup",
-        "--new",
         "-v2",
         "--current-time",
         str(times[-1]),

@@ -130,7 +130,20 @@ def test_what_is_no_dump_is_never_the_same(content: bytes) -> None:
         assert dumped_database(file) is None
 
 
-@pytest.mark.parametrize("version", [b"\1\13", b"\1\21", b"\1\377", b"\2\17"])
+def test_a_newer_version_is_read_where_there_is_a_time(pair: Pair) -> None:
+    if pair.first[5:7] < b"\1\17":
+        return  # its header is that of an older version
+    first, second = (dump[:5] + b"\1\21" + dump[7:] for dump in (pair.first, pair.second))
+    assert same(same_dump, first, second)
+    assert not same(same_dump, first, pair.first)
+    with files(first) as (file,):
+        assert dumped_database(file) == DATABASE
+    for field in range(7):  # the high byte of each number: no time has that
+        other = flipped(first, pair.time[5 * field + 4])
+        assert not same(same_dump, other, other)
+
+
+@pytest.mark.parametrize("version", [b"\1\13", b"\2\17"])
 def test_an_unknown_version_is_never_the_same(pair: Pair, version: bytes) -> None:
     unknown = pair.first[:5] + version + pair.first[7:]
     assert not same(same_dump, unknown, unknown)

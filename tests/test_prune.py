@@ -45,7 +45,7 @@ def add_chain(dst: Path, days: Sequence[int], stage: Path) -> str:
         archive.parent.mkdir(exist_ok=True)
         subprocess.run(["tar", "-C", stage, "-cf", archive, "./content"], check=True)
         os.utime(archive, (seconds, seconds))
-        argv = ["rdiff-backup", "--new", "-v2", "--current-time", str(seconds), "backup"]
+        argv = ["rdiff-backup", "-v2", "--current-time", str(seconds), "backup"]
         subprocess.run([*argv, archive.parent, chain], check=True)
     return chain.name
 
@@ -88,7 +88,7 @@ def test_a_dry_run_changes_nothing_and_says_what_would_be_done(
     btw: Btw, dst: Path, tarballs: list[str]
 ) -> None:
     before = contents(dst)
-    result = btw("prune", "--dry-run", "--keep-last", "1", "--keep-weekly", "9", dst)
+    result = btw("prune", "--dry-run", "--keep-last", "1", "--keep-weekly", "2", dst)
     # 2 March 2025 is a Sunday.
     assert result == Result(
         0,
@@ -101,7 +101,7 @@ def test_a_dry_run_changes_nothing_and_says_what_would_be_done(
     )
     assert contents(dst) == before
     assert ".btw-backup" not in os.listdir(dst)
-    done = btw("-v", "prune", "--keep-last", "1", "--keep-weekly", "9", dst)
+    done = btw("-v", "prune", "--keep-last", "1", "--keep-weekly", "2", dst)
     assert (done.status, done.out) == (0, result.out)
     assert "removed 3 of 5 backups" in done.err
     assert entries(dst) == [tarballs[1], tarballs[4]]

@@ -66,7 +66,6 @@ def add_point(dst: Path, stage: Path, name: str, content: bytes, hour: int) -> P
     os.utime(stage / name, (seconds, seconds))
     argv: list[str | Path] = [
         "rdiff-backup",
-        "--new",
         "-v2",
         "--current-time",
         str(seconds),
@@ -190,7 +189,7 @@ def restored(chain: Path, at: str, scratch: Path) -> bytes | None:
     """Return what plain rdiff-backup restores from a copy of the chain, or None if it fails."""
     with tempfile.TemporaryDirectory(dir=scratch) as place:
         subprocess.run(["cp", "-a", chain, f"{place}/chain"], check=True)
-        argv = ["rdiff-backup", "--new", "-v0", "restore", "--at", f"{at}Z", f"{place}/chain", f"{place}/out"]
+        argv = ["rdiff-backup", "-v0", "restore", "--at", f"{at}Z", f"{place}/chain", f"{place}/out"]
         subprocess.run(argv, capture_output=True)
         found = [path for path in Path(place, "out").glob("*") if path.is_file()]
         return found[0].read_bytes() if len(found) == 1 else None

@@ -1,4 +1,4 @@
-"""Which points a retention policy keeps, and why: restic's meaning of the words, in UTC."""
+"""Which points a retention policy keeps, and why: restic's meaning of the words (since 0.17), in UTC."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -35,16 +35,24 @@ _PERIODS: dict[str, Callable[[datetime], object]] = {
 
 
 def kept_times(times: Sequence[datetime], policy: Policy) -> dict[datetime, list[str]]:
-    """The times that the policy keeps, each with the reasons: the newest of each period that has one."""
+    """The times that the policy keeps, each with the reasons: the newest of each period that has one.
+
+    Where there are fewer periods than are to be kept, the oldest time stays as well: a daily backup that
+    is a month old is then already there when the first yearly one is to be kept.
+    """
     reasons: dict[datetime, list[str]] = {}
     newest_first = sorted(set(times), reverse=True)
     for word, period in _PERIODS.items():
         left = getattr(policy, word)
         previous: object = None
         for time in newest_first:
-            if left and period(time) != previous:
+            if not left:
+                break
+            if period(time) != previous:
                 reasons.setdefault(time, []).append(word)
                 left -= 1
+            elif time == newest_first[-1]:
+                reasons.setdefault(time, []).append(f"oldest {word}")
             previous = period(time)
     if policy.within is not None:
         for time in newest_first:

@@ -14,9 +14,10 @@ from ..system.files import BLOCK, same_content, write_all
 from . import process
 
 # The header of pg_dump's custom format (WriteHead in pg_backup_archiver.c): from archive version
-# 1.15 on (PostgreSQL 16) the compression is a byte, before it was an integer.
+# 1.15 on (PostgreSQL 16) the compression is a byte, before it was an integer. PostgreSQL 17 and 18 write
+# 1.16; a newer one is read likewise, if there is a time in the time's place.
 _MAGIC = b"PGDMP"
-_KNOWN_VERSIONS = range(12, 17)
+_OLDEST_VERSION, _NEWEST_VERSION = 12, 16
 _BYTE_COMPRESSION = 15
 _TIME_FIELDS = 7
 
@@ -169,12 +170,12 @@ class _Header:
 
     @classmethod
     def read(cls, file: int) -> "_Header | None":
-        """None where this is no dump, or one of a version that we don't know."""
+        """None where this is no dump, or one of a version that cannot be read."""
         data = os.pread(file, 4096, 0)
         if len(data) < 64 or not data.startswith(_MAGIC):
             return None
         major, minor, integer = data[5], data[6], data[8]
-        if major != 1 or minor not in _KNOWN_VERSIONS or integer != 4:
+        if major != 1 or minor < _OLDEST_VERSION or integer != 4:
             return None
         field = 1 + integer  # a sign and the bytes
         time = 11 + (1 if minor >= _BYTE_COMPRESSION else field)
@@ -183,8 +184,17 @@ class _Header:
         end = name + field + length
         if data[name] or end > len(data):
             return None
+        if minor > _NEWEST_VERSION and not _is_time(data[time:name], field):
+            return None
         database = data[name + field : end].decode(errors="surrogateescape")
         return cls(data[:time] + data[name:end], end, database)
+
+
+def _is_time(fields: bytes, size: int) -> bool:
+    """Whether these are the numbers of a ``struct tm``, each a sign and its bytes."""
+    limits = (62, 60, 24, 32, 12, 1000, 2)
+    numbers = [int.from_bytes(fields[at + 1 : at + size], "little") for at in range(0, len(fields), size)]
+    return all(number < limit for number, limit in zip(numbers, limits, strict=True))
 
 
 def same_globals(one: int, other: int) -> bool:

@@ -288,6 +288,11 @@ class Program:
         """Its standard input, where PIPE was asked for."""
         return cast(IO[bytes], self._process.stdin)
 
+    def said(self) -> str:
+        """What it has written to its standard error so far."""
+        length = os.fstat(self._stderr).st_size  # its own offset stays where it is
+        return os.pread(self._stderr, length, 0).decode(errors="surrogateescape")
+
     def wait(self, meanwhile: Callable[[], None] | None = None) -> Result:
         """Wait for its end; ``meanwhile`` is called many times a second."""
         if meanwhile is not None:

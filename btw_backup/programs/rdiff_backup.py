@@ -1,9 +1,10 @@
 """rdiff-backup, which writes and keeps every chain.
 
-What is known of it was found by experiment with version 2.2.2.
+What is known of it was found by experiment with version 2.2.2, and holds up to 2.2.7.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -11,6 +12,9 @@ from datetime import datetime
 from ..system.confinement import At, Confinement
 from ..system.directories import Directory
 from . import process
+
+# What 2.2.6 and 2.2.7 print about remote hosts, at each start.
+_PASSING = re.compile(r"^WARNING: Server will be called with deprecated command line.*\n?", re.MULTILINE)
 
 
 @contextmanager
@@ -40,7 +44,8 @@ def backing_up(
             program.stdin.close()
             result = program.wait()
             # It shows its own tracebacks, as on a full disk: their last line tells all.
-            head, traceback, trace = result.said.partition("Traceback (most recent call last):\n")
-            return result._replace(said=head + trace.splitlines()[-1]) if traceback else result
+            said = _PASSING.sub("", result.said)
+            head, traceback, trace = said.partition("Traceback (most recent call last):\n")
+            return result._replace(said=head + trace.splitlines()[-1] if traceback else said)
 
         yield back_up

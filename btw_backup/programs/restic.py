@@ -1,6 +1,6 @@
 """The repository of off-site copies, kept by restic: encrypted, in snapshots that are whole or not there.
 
-What is known of restic here was found by experiment with version 0.14.
+What is known of restic here was found by experiment with versions 0.14, 0.18 and 0.19.
 """
 
 import errno
@@ -8,16 +8,25 @@ import json
 import os
 import re
 import select
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from ..errors import Error
-from . import process
+from . import process, versions
 
-# How long the first question may take, in seconds.
+# How long the first question may take, in seconds; and how long where restic has said what fails: from 0.17
+# on it asks a store that refuses again and again, for 15 minutes.
 _PATIENCE = 120
+_REFUSED = 12
+_RETRYING = re.compile(r"^\w+\(.*\) returned error, retrying after [^:]+: (.*)$", re.MULTILINE)
+# The exit statuses of 0.17 and newer, the last from 0.17.1 on.
+_NO_REPOSITORY, _IS_LOCKED, _WRONG_PASSWORD = 10, 11, 12
+# The option came with 0.16. Sending usually takes less.
+_RETRY_LOCK = "--retry-lock=1m"
+_KNOWS_RETRY_LOCK = (0, 16)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # What it says where another process holds the repository, or did when it was killed.
 _LOCKED = "already locked"
@@ -132,7 +141,8 @@ class Repository:
         with _understanding():
             for line in self._run("ls", "--no-lock", "--json", id_).splitlines():
                 fields = json.loads(line)
-                if fields["struct_type"] == "node":
+                # Only 0.17 and newer have the first, and a later version won't have the second.
+                if fields.get("message_type", fields.get("struct_type")) == "node":
                     yield _node(fields)
 
     def check(self, subset: str | None) -> None:
@@ -143,7 +153,7 @@ class Repository:
         data = "--read-data" if subset is None else f"--read-data-subset={subset}"
         result = self._unlocking(["check", data], lambda line: None, None)
         if result.status != 0:
-            raise Error(*self._failure(result).lines, said=self._masked(result.said))
+            raise Error(*self._failure(result).lines, said=self._masked("\n".join(_plain(result.said))))
 
     def _run(self, *argv: str, within: int | None = None) -> str:
         """What restic prints. Raises Error with its reason where it fails."""
@@ -157,35 +167,69 @@ class Repository:
         self, argv: Sequence[str], read: Callable[[str], None], within: int | None
     ) -> process.Result:
         result = self._try(argv, read, within)
-        if result.status != 0 and _LOCKED in result.said:
+        if result.status == _IS_LOCKED or (result.status != 0 and _LOCKED in result.said):
             self._try(["unlock"], lambda line: None, None)  # removes what a dead process left, no other
-            result = self._try(argv, read, within)
+            waiting = [_RETRY_LOCK] if versions.version("restic") >= _KNOWS_RETRY_LOCK else []
+            result = self._try([*waiting, *argv], read, within)
         return result
 
     def _try(self, argv: Sequence[str], read: Callable[[str], None], within: int | None) -> process.Result:
         with process.Program(["restic", *argv], stdout=process.PIPE, cwd=within, env=self._env) as program:
-            # It waits for ever for a store that takes a question and does not answer it.
-            if argv[0] in ("snapshots", "init") and not select.select([program.stdout], [], [], _PATIENCE)[0]:
-                raise Error(f"off-site repository {self.shown}: no answer within {_PATIENCE} seconds")
+            if argv[0] in ("snapshots", "init"):
+                self._await_answer(program)
             for line in program.stdout:
                 read(line.decode(errors="surrogateescape"))
             return program.wait()
 
+    def _await_answer(self, program: process.Program) -> None:
+        """Wait until it prints something or ends: it waits for ever for a store that does not answer.
+
+        Raises Error with its reason where it tries a store that refuses again and again.
+        """
+        begun = time.monotonic()
+        while not select.select([program.stdout], [], [], 1)[0]:
+            waited = time.monotonic() - begun
+            if waited >= _REFUSED and (reasons := _RETRYING.findall(program.said())):
+                raise self._error(reasons[-1], missing=reasons[-1].endswith(_MISSING))
+            if waited >= _PATIENCE:
+                raise Error(f"off-site repository {self.shown}: no answer within {_PATIENCE} seconds")
+
     def _failure(self, result: process.Result) -> Error:
-        lines = result.said.splitlines()
+        lines = _plain(result.said)
         reason = next((line for line in lines if line.startswith("Fatal: ")), "").removeprefix("Fatal: ")
         for telling in (_LOCKED, _FULL):  # which it says without that word
             reason = next((line for line in lines if telling in line), reason)
         reason = (reason or (lines or [result.ending()])[-1]).strip().rstrip(".")
-        if "config file" in reason and reason.endswith(_MISSING):
-            reason = "there is none here: make it with sync --init, once (or mount its disk)"
-        elif "wrong password" in reason:
+        if "wrong password" in reason or result.status == _WRONG_PASSWORD:
             reason = "its password is not the one in OFFSITE_PASSWORD_FILE"
+        missing = "config file" in reason and reason.endswith(_MISSING)
+        return self._error(reason, missing=missing or result.status == _NO_REPOSITORY)
+
+    def _error(self, reason: str, *, missing: bool) -> Error:
+        if missing:
+            reason = "there is none here: make it with sync --init, once (or mount its disk)"
         return Error(f"off-site repository {self.shown}: {self._masked(reason)}")
 
     def _masked(self, text: str) -> str:
         known = text if self._secret is None else text.replace(self._secret, "…")
         return re.sub(r"//[^/\s]*@", "//…@", known)
+
+
+def _plain(said: str) -> list[str]:
+    """The lines of what restic wrote to its standard error, some of which are JSON objects."""
+    return [line for text in said.splitlines() for line in _words(text).splitlines()]
+
+
+def _words(line: str) -> str:
+    if not line.startswith("{"):
+        return line
+    try:
+        fields = json.loads(line)
+        if fields["message_type"] == "exit_error":
+            return str(fields["message"])
+        return f"{fields['item']}: {fields['error']['message']}"
+    except (ValueError, KeyError, TypeError):
+        return line
 
 
 @contextmanager
@@ -194,7 +238,10 @@ def _understanding() -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, TypeError) as error:
-        raise Error(f"restic printed what cannot be understood: is it version 0.14? ({error})") from error
+        needed = versions.shown(versions.KNOWN["restic"].needed)
+        raise Error(
+            f"restic printed what cannot be understood: is it older than {needed}? ({error!r})"
+        ) from error
 
 
 def _snapshot(fields: dict[str, Any]) -> Snapshot:

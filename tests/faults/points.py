@@ -36,9 +36,9 @@ class Archivist:
             found = {}
             for number, moment in enumerate([backup.name, *times]):
                 at = ["--at", f"{moment}Z"]
-                run("rdiff-backup", "--new", "-v0", "verify", *at, copy)
+                run("rdiff-backup", "-v0", "verify", *at, copy)
                 restored = Path(scratch, str(number))
-                run("rdiff-backup", "--new", "-v0", "restore", *at, copy, restored)
+                run("rdiff-backup", "-v0", "restore", *at, copy, restored)
                 (content,) = restored.iterdir()
                 found[f"{backup.name} {moment}"] = self._plain(content)
             return found

@@ -22,7 +22,6 @@ def rdiff_backup(chain: Path, source: Path, at: int, zone: str = "UTC", content:
     os.utime(source / "backup.tar", (at, at))
     argv: list[str | Path] = [
         "rdiff-backup",
-        "--new",
         "-v2",
         "--current-time",
         str(at),
@@ -75,7 +74,6 @@ def restored(chain: Path, at: str, to: Path) -> dict[str, bytes]:
     subprocess.run(["cp", "-a", chain, to / "chain"], check=True)
     argv: list[str | Path] = [
         "rdiff-backup",
-        "--new",
         "-v0",
         "restore",
         "--at",

@@ -120,7 +120,7 @@ def untar(tarball: Path, into: Path) -> Path:
 def restore_point(chain: Path, at: str, into: Path) -> Path:
     """Restore one point of a chain with plain rdiff-backup and tar. Returns ``into``."""
     older = into.with_name(f"{into.name}.chain")
-    _run("rdiff-backup", "--new", "-v2", "restore", "--at", f"{at}Z", chain, older)
+    _run("rdiff-backup", "-v2", "restore", "--at", f"{at}Z", chain, older)
     return untar(older / "backup.tar", into)
 
 
