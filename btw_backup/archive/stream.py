@@ -95,9 +95,14 @@ def first_names(archive: Iterator[bytes], members: Sequence[str]) -> set[str]:
     wanted = {entry.linkname for entry in links if _is_among(entry.name, members)}
     extra = {name for name in wanted if not _is_among(name, members)}
     for name in extra:
-        if name.startswith("/") or ".." in name.split("/"):
-            raise Error(f"it holds a hard link to {name}, which lies outside: refused")
+        check_inside(name)
     return extra
+
+
+def check_inside(name: str) -> None:
+    """Raise Error if a member's name leads out of the directory that it is unpacked in."""
+    if name.startswith("/") or ".." in name.split("/"):
+        raise Error(f"it holds a hard link to {name}, which lies outside: refused")
 
 
 def _is_among(name: str, members: Sequence[str]) -> bool:
