@@ -66,6 +66,7 @@ _PIPE = 1 << 20
 _CALL_EVERY = 20
 
 _PR_SET_PDEATHSIG = 1
+_CLONE_NEWPID = 0x20000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -134,11 +135,47 @@ def _end_with(parent: int) -> None:
         os._exit(127)
 
 
-def _in_child(cwd: int | None, parent: int) -> Callable[[], None]:
-    """What the child does before it becomes the program."""
+def _go_on_as_first() -> None:
+    """In a child: go on as the first process of a namespace, with which all others there end.
+
+    bwrap's own --die-with-parent begins when all is mounted (0.8.0): killed before, it would leave the
+    rest of itself behind, which then runs the program. The child itself waits, and ends as that ends.
+    """
+    for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, signal.SIG_DFL)
+    reading, writing = os.pipe()
+    if _libc.unshare(_CLONE_NEWPID) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    first = os.fork()
+    if first:
+        _end_as(first, writing)
+    os.close(writing)
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if select.select([reading], [], [], 0)[0]:  # the one that waits ended before that
+        os._exit(127)
+
+
+def _end_as(child: int, kept: int) -> NoReturn:
+    """In a child: hold nothing open but one descriptor, wait for a process, and end as it ends."""
+    status = 127
+    try:
+        os.closerange(0, kept)
+        os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status < 0:
+            os.kill(os.getpid(), -status)
+    finally:
+        os._exit(status)
+
+
+def _in_child(cwd: int | None, parent: int, confined: bool) -> Callable[[], None]:
+    """What the child does before it becomes the program, or the bwrap that confines it."""
 
     def prepare() -> None:
         _end_with(parent)
+        if confined:
+            _go_on_as_first()
         if cwd is not None:
             os.fchdir(cwd)
 
@@ -249,7 +286,7 @@ class Program:
         # A file in memory, so that a full disk can't swallow the reason for a failure.
         self._stderr = os.memfd_create(f"{self.name}-stderr")
         self._confined = confined is not None
-        # Confined, it dies only after bwrap has; then the last copy of the writing end is closed.
+        # Confined, it dies a moment after what we wait for; then the last copy of this is closed.
         self._life, alive = os.pipe()
         try:
             self._process = subprocess.Popen(
@@ -261,7 +298,7 @@ class Program:
                 cwd="/" if here is None else None,
                 pass_fds=[*pass_fds, *found, *([alive] if self._confined else [])],
                 env={name: _resolved(value, found) for name, value in variables.items()},
-                preexec_fn=_in_child(here, os.getpid()),
+                preexec_fn=_in_child(here, os.getpid(), self._confined),
                 **credentials,
             )
         except BaseException as error:
@@ -269,6 +306,8 @@ class Program:
             os.close(self._stderr)
             if isinstance(error, OSError):
                 raise Error(f"cannot run {self.name}: {error.strerror}") from error
+            if isinstance(error, subprocess.SubprocessError):  # before it became the program
+                raise Error(f"cannot run {self.name}") from error
             raise
         finally:
             os.close(alive)
