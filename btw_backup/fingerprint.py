@@ -14,9 +14,8 @@ from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
-from .programs import process
 from .programs.tar import Source, tar_command
-from .system import calls
+from .system import calls, children
 from .system.directories import Directory
 
 # A change within the tick of the clock that a walk has seen gets the same timestamp, in ns.
@@ -154,7 +153,7 @@ class _Tree(NamedTuple):
         """Walk the waiting directories, each share of them in a process of its own, the first in this one."""
         first, *others = (partial(self._walk_share, waiting[n::_SHARES]) for n in range(_SHARES))
         with ExitStack() as stack:
-            results = [stack.enter_context(process.beside(other)) for other in others]
+            results = [stack.enter_context(children.beside(other)) for other in others]
             return [_Share.unpacked(data) for data in (first(), *(result() for result in results))]
 
     def _walk_share(self, share: list[bytes]) -> bytes:

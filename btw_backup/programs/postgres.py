@@ -12,6 +12,7 @@ from ..errors import Error
 from ..system.confinement import READING, Confinement
 from ..system.files import BLOCK, same_content, write_all
 from . import process
+from .environment import OVERRULING, environment
 
 # The header of pg_dump's custom format (WriteHead in pg_backup_archiver.c): from archive version
 # 1.15 on (PostgreSQL 16) the compression is a byte, before it was an integer. PostgreSQL 17 and 18 write
@@ -123,7 +124,7 @@ def _client(argv: list[str], server: Server, database: str | None, **settings: A
     if server.connection is not None:
         argv.insert(1, f"--dbname={server.connection}")
         # Whatever CONNECTION leaves open the environment may tell, but it must not contradict it.
-        surroundings = process.environment(argv[0], without=process.OVERRULING)
+        surroundings = environment(argv[0], without=OVERRULING)
     elif argv[0] == "pg_restore":  # without a database it would print its script
         argv.insert(1, "--dbname=application_name=btw-backup")
     if server.run_as is not None and os.geteuid() not in (0, server.run_as.uid):
