@@ -13,7 +13,7 @@ import pytest
 
 from btw_backup.errors import Error
 from btw_backup.programs import postgres
-from btw_backup.programs.postgres import dumped_database, same_dump, same_globals
+from btw_backup.programs.dumps import dumped_database, same_dump, same_globals
 
 from .helpers.postgres_servers import Installation, MakeDatabase, Server, Start
 
