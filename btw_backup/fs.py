@@ -18,7 +18,7 @@ from .destination.record import Record
 from .destination.writer import Destination, working_on
 from .errors import INCOMPLETE, Error
 from .messages import Messages
-from .programs import compressors
+from .programs import compressors, versions
 from .programs.tar import Source
 from .source import examine_source
 from .system.files import create, same_content, write_all
@@ -93,7 +93,9 @@ def _back_up(
         for line in archive.result.said.splitlines():
             destination.note(f"{format_moment(at)}: {line}")
     settled = mark is not None and mark.settled and archive.result.status == 0
-    _record(destination, options.type, Record(mark.digest if mark and settled else "-", archive.digest()))
+    known = mark.digest if mark and settled else "-"
+    tar = _tar() if options.type == "rdiff" else "-"  # nobody asks which made a tarball
+    _record(destination, options.type, Record(known, archive.digest(), tar))
     return _Done(stored, archive.size, archive.result.said if archive.result.status == 2 else "")
 
 
@@ -119,6 +121,10 @@ def _newest(destination: Destination, type_: str) -> Iterator[_Newest | None]:
     with destination.opened(newest, ARCHIVE) as file:
         size = os.fstat(file).st_size if newest.compression == "none" else None
         yield _Newest(file, newest.compression, destination.recorded(file) or Record("-", "-"), size)
+
+
+def _tar() -> str:
+    return versions.shown(versions.version("tar")) or "-"
 
 
 def _record(destination: Destination, type_: str, record: Record) -> None:
@@ -154,10 +160,14 @@ def _store(
         archive.finish()
         _note_unchanged(destination, options, at)
         return None
+    limits = options.limits
+    older = newest.known.tar if newest is not None else "-"
+    if older not in ("-", _tar()):  # its headers may all be written otherwise: as many differences as files
+        limits = limits._replace(incremental_count=-1)
     with (
         workdir.staging(work) as stage,
         create(ARCHIVE, stage) as output,
-        adding(destination, stage, at, options.limits) as add,
+        adding(destination, stage, at, limits) as add,
     ):
         for block in blocks:
             write_all(output, block)
@@ -165,7 +175,11 @@ def _store(
         if differs and newest is not None and same_content(output, newest.file):
             _note_unchanged(destination, options, at)
             return None
-        return add()
+        stored = add()
+        if limits is not options.limits:
+            text = f"tar is now {_tar()}, and the newest backup was made by {older}: started a new chain"
+            destination.note(f"{format_moment(at)}: {text}")
+        return stored
 
 
 def _store_tarball(

@@ -10,13 +10,14 @@ _NAME = "newest"
 
 
 class Record(NamedTuple):
-    """What is known of the newest backup: the source's fingerprint, the SHA-256 of its archive.
+    """What is known of the newest backup: the source's fingerprint, the archive's SHA-256, tar's version.
 
-    Either is ``-`` where it is not known.
+    Each is ``-`` where it is not known.
     """
 
     fingerprint: str
     digest: str
+    tar: str = "-"
 
 
 def read(private: int, name: str, newest: int) -> Record | None:
@@ -26,15 +27,15 @@ def read(private: int, name: str, newest: int) -> Record | None:
     except FileNotFoundError:
         return None
     with open(fd, "rb") as file:
-        fields = file.read().split(b" ", 2)
-    if len(fields) != 3 or fields[2] != _identity(name, newest):
+        fields = file.read().split(b" ", 3)
+    if len(fields) != 4 or fields[3] != _identity(name, newest):
         return None
-    return Record(fields[0].decode(), fields[1].decode())
+    return Record(*(field.decode() for field in fields[:3]))
 
 
 def write(known: Record, run: int, private: int, name: str, newest: int) -> None:
     """Remember it, prepared in the directory ``run``. Where there is no room the next run reads more."""
-    line = f"{known.fingerprint} {known.digest} ".encode() + _identity(name, newest)
+    line = f"{known.fingerprint} {known.digest} {known.tar} ".encode() + _identity(name, newest)
     with suppress(OSError):
         with create(_NAME, run) as fd:
             write_all(fd, line)
