@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from .errors import Error, naming, uninterrupted
 from .system.files import directory, remove, room_on, temporary_directory
+from .system.trust import resolve
 
 _PREPARED = ".fs-init."
 _STAGE = "run."
@@ -29,6 +30,11 @@ class Workdir(NamedTuple):
     @property
     def staging(self) -> str:
         return os.path.join(self.path, "backup")
+
+    @property
+    def real(self) -> str:
+        """A link like ``src``, to where the source really was at first."""
+        return os.path.join(self.path, "real")
 
 
 def normalize(source: str) -> str:
@@ -101,6 +107,7 @@ def create(config_dir: str, name: str, source: str, config_text: str) -> str:
         try:
             os.mkdir(prepared, 0o700)
             os.symlink(source, os.path.join(prepared, "src"))
+            os.symlink(resolve(source).real, os.path.join(prepared, "real"))
             os.mkdir(os.path.join(prepared, "backup"), 0o700)
             with open(os.path.join(prepared, "config.py"), "x", encoding="utf-8") as file:
                 file.write(config_text)
@@ -116,6 +123,16 @@ def create(config_dir: str, name: str, source: str, config_text: str) -> str:
         with directory(config_dir) as fd:
             os.fsync(fd)
     return path
+
+
+def record_real(workdir: Workdir, real: str) -> str:
+    """The real path that was recorded of the source: this one, where there is none yet."""
+    with naming(workdir.real):
+        if not os.path.lexists(workdir.real):  # made by an older version
+            with directory(workdir.path) as fd, suppress(FileExistsError):
+                os.symlink(real, "real", dir_fd=fd)
+                os.fsync(fd)
+        return os.readlink(workdir.real)
 
 
 @contextmanager

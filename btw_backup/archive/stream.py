@@ -1,7 +1,6 @@
 """The stream that tar makes, read and compared block by block."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -12,6 +11,7 @@ from ..programs import process
 from ..programs.compressors import Stream, decompressed
 from ..programs.tar import Source, tar_command
 from ..system.files import BLOCK
+from ..system.trust import opened_as_resolved
 
 # tar ends an archive with two blocks of zeros; one that it gave up lacks them.
 _END = bytes(1024)
@@ -60,13 +60,12 @@ def archiving(source: Source, *, digested: bool, advance: Callable[[int], None])
 
     ``digested``: what is read is hashed; ``advance`` is called with the size of each block.
     """
-    fd = os.open(source.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with process.Program(tar_command(source), stdout=process.PIPE, cwd=fd) as program:
-            process.widen(program.stdout)
-            yield Archive(program, digested, advance)
-    finally:
-        os.close(fd)
+    with (
+        opened_as_resolved(source.directory) as fd,
+        process.Program(tar_command(source), stdout=process.PIPE, cwd=fd) as program,
+    ):
+        process.widen(program.stdout)
+        yield Archive(program, digested, advance)
 
 
 def first_names(archive: Stream, members: Sequence[str]) -> set[str]:
