@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         ):
             destination.check_series(ARCHIVE)
             at = destination.next_time()
-            source = examine_source(path, [args.dst, work.path], options.exclude, options.one_file_system)
+            source = examine_source(work, [args.dst, work.path], options.exclude, options.one_file_system)
             workdir.remove_left(work)
             with hooks.around(options.hooks, described, warn):
                 done = _back_up(destination, source, at, options, work, args.messages)

@@ -10,8 +10,8 @@ from ..errors import Error
 from ..programs import process
 from ..programs.compressors import decompressed
 from ..programs.tar import Source, tar_command
-from ..system.directories import Directory
 from ..system.files import BLOCK
+from ..system.trust import opened_as_resolved
 
 # tar ends an archive with two blocks of zeros; one that it gave up lacks them.
 _END = bytes(1024)
@@ -58,8 +58,8 @@ def archiving(source: Source, *, digested: bool, advance: Callable[[int], None])
     ``digested``: what is read is hashed; ``advance`` is called with the size of each block.
     """
     with (
-        Directory.at(source.directory) as top,
-        process.Program(tar_command(source), stdout=process.PIPE, cwd=top.fileno()) as program,
+        opened_as_resolved(source.directory) as top,
+        process.Program(tar_command(source), stdout=process.PIPE, cwd=top) as program,
     ):
         process.widen(program.stdout)
         yield Archive(program, digested, advance)
