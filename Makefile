@@ -13,14 +13,22 @@ TEST_PACKAGES = acl attr btrfs-progs fish groff-base libcap2-bin locales openssl
 BUILD_PACKAGES = build-essential libacl1-dev librsync-dev python3-dev
 DEB_PACKAGES = build-essential debhelper dh-python dpkg-dev python3-setuptools
 
-.PHONY: bench bench-packages demo test test-distros test-rdiff-backup lint faults docs wheel test-wheel deb test-deb \
-	clean packages test-packages
+.PHONY: test-btrfs bench bench-packages coverage demo test test-distros test-rdiff-backup lint faults docs wheel test-wheel \
+	deb test-deb clean packages test-packages
 
 demo: packages .venv/runtime
 	PATH="$(CURDIR)/.venv/bin:$$PATH" tests/demo.sh
 
 test: test-packages .venv/development
 	.venv/bin/pytest -n $(WORKERS) $(TESTS)
+
+# Prints the lines that no test runs; those of the program's own processes count. Also build/coverage/html.
+coverage: test-packages .venv/coverage
+	rm -rf build/coverage
+	.venv/bin/coverage run -m pytest -n $(WORKERS) $(TESTS)
+	.venv/bin/coverage combine -q
+	.venv/bin/coverage html -q
+	.venv/bin/coverage report
 
 # All that can be run, in trees of Debian 12, 13 and testing, which are kept: see tests/distros.sh.
 test-distros:
@@ -31,6 +39,10 @@ test-distros:
 test-rdiff-backup: test-packages .venv/development
 	@$(call install,$(BUILD_PACKAGES))
 	PYTHON=$(PYTHON) WORKERS=$(WORKERS) tests/rdiff_backup.sh
+
+# The same on btrfs, which lists a directory, keeps times and links files in its own way.
+test-btrfs: test-packages .venv/development
+	tests/btrfs.sh .venv/bin/pytest -n $(WORKERS)
 
 lint: test-packages .venv/development
 	.venv/bin/ruff check .
@@ -104,6 +116,10 @@ EDITABLE = --config-settings editable_mode=compat -e
 .venv/development: setup.py btw_backup/__init__.py | .venv/bin/pip
 	.venv/bin/pip install -q $(EDITABLE) '.[test,lint]'
 	touch $@ .venv/runtime
+
+.venv/coverage: .venv/development
+	.venv/bin/pip install -q $(EDITABLE) '.[test,coverage]'
+	touch $@
 
 .venv/bench: .venv/development
 	.venv/bin/pip install -q $(EDITABLE) '.[test,bench]'

