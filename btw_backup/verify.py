@@ -59,7 +59,11 @@ def _subset(text: str) -> str:
 
 def run(args: argparse.Namespace) -> int:
     if args.offsite:
-        return _verify_offsite(args)
+        if args.restore_test:
+            raise Usage("--restore-test cannot be used with --offsite")
+        copied = _verify_offsite(args.dst, args.config_dir, args.subset)
+        args.messages.closing(f"{args.dst}: the off-site copy of {format_moment(copied)} is ok")
+        return 0
     if args.subset is not None:
         raise Usage("--subset is for --offsite")
     with Destination.open(args.dst) as destination:
@@ -85,25 +89,25 @@ def run(args: argparse.Namespace) -> int:
     return FAILED if failures else 0
 
 
-def _verify_offsite(args: argparse.Namespace) -> int:
-    """Raise Error unless the repository is whole, and holds the destination as it is."""
-    if args.restore_test:
-        raise Usage("--restore-test cannot be used with --offsite")
-    _, repository = offsite.configured(args.config_dir)
-    with Destination.open(args.dst) as destination:
+def _verify_offsite(dst: str, config_dir: str, subset: str | None) -> datetime:
+    """Raise Error unless the repository is whole, and holds the destination as it is.
+
+    Returns the time of the copy.
+    """
+    _, repository = offsite.configured(config_dir)
+    with Destination.open(dst) as destination:
         state = offsite.examine(destination)
         own = offsite.own_copies(repository.snapshots(), destination.directory.path())
     if not own:
-        raise Error(f"there is no off-site copy of {args.dst}: send it with sync")
-    repository.check(args.subset)
+        raise Error(f"there is no off-site copy of {dst}: send it with sync")
+    repository.check(subset)
     differences = offsite.differences(own[-1], repository.nodes(own[-1].snapshot.id), state)
     if differences:
         shown = differences[:_SHOWN]
         if len(differences) > _SHOWN:
             shown.append(f"… and {len(differences) - _SHOWN} more")
-        raise Error(*shown, f"the newest off-site copy is not what {args.dst} holds: send it with sync")
-    args.messages.closing(f"{args.dst}: the off-site copy of {format_moment(own[-1].snapshot.time)} is ok")
-    return 0
+        raise Error(*shown, f"the newest off-site copy is not what {dst} holds: send it with sync")
+    return own[-1].snapshot.time
 
 
 def _check(content: Content, advance: Callable[[int], None]) -> None:
