@@ -19,12 +19,12 @@ EXAMPLE = "btw-backup sync /var/backups/etc /var/backups/shop"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--init", action="store_true", help="first make the repository: needed once")
-    parser.add_argument("-n", "--dry-run", action="store_true", help="only show what would be sent")
+    parser.add_argument("--init", action="store_true", help="first makes the repository: needed once")
+    parser.add_argument("-n", "--dry-run", action="store_true", help="only shows what would be sent")
     parser.add_argument(
         "--replace",
         action="store_true",
-        help="send a destination also where it holds none of the backups of its newest copy",
+        help="sends a destination even if it holds none of the backups of its newest copy",
     )
     add_wait(parser)
     parser.add_argument("dst", nargs="*", help="a directory that holds backups")
@@ -71,7 +71,7 @@ def _send(dst: str, repository: Repository, settings: Offsite, args: argparse.Na
 
 @contextmanager
 def _view(dst: str, warn: Callable[[str], None], wait: timedelta) -> Iterator[offsite.View]:
-    """A view of the destination, as soon as no other run works on it, and none sends it."""
+    """Yield a view of the destination, as soon as no other run works on it or sends it."""
     deadline = time.monotonic() + wait.total_seconds()
     with ExitStack() as later:
         while True:

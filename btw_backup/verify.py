@@ -1,4 +1,4 @@
-"""``btw-backup verify``: reads backups to their last byte and says which are damaged."""
+"""``btw-backup verify``: reads backups to the last byte and reports damage."""
 
 import argparse
 import bz2
@@ -27,22 +27,22 @@ EXAMPLE = "btw-backup -v verify /var/backups/etc"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     add_at(which)
-    which.add_argument("--latest", action="store_true", help="verify only the newest point")
+    which.add_argument("--latest", action="store_true", help="verifies only the newest point")
     which.add_argument(
         "--offsite",
         action="store_true",
-        help="verify the off-site repository instead, and that its newest copy is what dst holds",
+        help="verifies the off-site repository instead, and that its newest copy equals dst",
     )
     parser.add_argument(
         "--subset",
         type=_subset,
         metavar="PART",
-        help="with --offsite: read only a part of the repository's data, such as 5%% or 1/7 (default: all)",
+        help="with --offsite: reads only a part of the repository's data, such as 5%% or 1/7 (default: all)",
     )
     parser.add_argument(
         "--restore-test",
         action="store_true",
-        help="also restore the newest dump of a database into a scratch database, and drop that",
+        help="also restores the newest dump of a database into a scratch database, then drops that",
     )
     add_destination(parser)
 
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _verify_offsite(args: argparse.Namespace) -> int:
-    """Raise Error unless the repository is whole, and holds the destination as it is."""
+    """Raise Error unless the repository is whole, and its newest copy equals the destination."""
     if args.restore_test:
         raise Usage("--restore-test cannot be used with --offsite")
     _, repository = offsite.configured(args.config_dir)
@@ -107,7 +107,7 @@ def _verify_offsite(args: argparse.Namespace) -> int:
 
 
 def _check(content: Content, advance: Callable[[int], None]) -> None:
-    """Raise Error unless the content is what was stored, and its own program can read all of it."""
+    """Raise Error unless the content is what was stored, and the program that made it can read it."""
     if content.name == GLOBALS:
         decompressor = bz2.BZ2Decompressor()
         try:
@@ -117,7 +117,7 @@ def _check(content: Content, advance: Callable[[int], None]) -> None:
         if not decompressor.eof:
             raise Error(f"{content.name} is damaged: it ends too early")
     elif content.is_older:
-        # What has the recorded digest is what was stored, and was whole then.
+        # Content with the recorded digest is what was stored, and that was whole.
         content.pump(lambda block: None, advance)
     elif content.database() is not None:
         with content.file(advance) as dumped:
