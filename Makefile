@@ -13,7 +13,7 @@ TEST_PACKAGES = acl attr btrfs-progs fish groff-base libcap2-bin locales openssl
 BUILD_PACKAGES = build-essential libacl1-dev librsync-dev python3-dev
 DEB_PACKAGES = build-essential debhelper dh-python dpkg-dev python3-setuptools
 
-.PHONY: bench bench-packages coverage demo test test-distros test-rdiff-backup lint faults docs wheel test-wheel \
+.PHONY: test-btrfs bench bench-packages coverage demo test test-distros test-rdiff-backup lint faults docs wheel test-wheel \
 	deb test-deb clean packages test-packages
 
 demo: packages .venv/runtime
@@ -39,6 +39,10 @@ test-distros:
 test-rdiff-backup: test-packages .venv/development
 	@$(call install,$(BUILD_PACKAGES))
 	PYTHON=$(PYTHON) WORKERS=$(WORKERS) tests/rdiff_backup.sh
+
+# The same on btrfs, which lists a directory, keeps times and links files in its own way.
+test-btrfs: test-packages .venv/development
+	tests/btrfs.sh .venv/bin/pytest -n $(WORKERS)
 
 lint: test-packages .venv/development
 	.venv/bin/ruff check .

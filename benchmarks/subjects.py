@@ -9,8 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from btw_backup.programs import compressors
-from btw_backup.programs.tar import tar_command
-from btw_backup.source import examine_source
+from btw_backup.programs.tar import Source, tar_command
 
 from .measure import BTW_BACKUP, Task, shell
 
@@ -82,7 +81,7 @@ def borg(top: Path, source: Path) -> Task:
 
 def tar(source: Path) -> str:
     """The shell command that writes the archive to its standard output, with our own options."""
-    return shlex.join(tar_command(examine_source(str(source), [], (), False)))
+    return shlex.join(tar_command(Source(str(source), "", (), (), False)))
 
 
 def tar_compressed(source: Path, output: Path) -> Task:

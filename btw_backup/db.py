@@ -15,7 +15,7 @@ from .destination.catalog import DUMP, GLOBALS
 from .destination.writer import LockedDestination, working_on
 from .errors import Error
 from .messages import Messages
-from .programs import postgres
+from .programs import dumps, postgres
 from .system.directories import Directory
 
 EXAMPLE = "btw-backup db shop /var/backups/shop"
@@ -81,12 +81,12 @@ def _back_up(
             before = None if latest is None else os.fstat(latest).st_size
             with messages.progress(before) as advance:
                 _dump(database, options, dumped, stage, advance)
-            same = postgres.same_globals if database is None else postgres.same_dump
+            same = dumps.same_globals if database is None else dumps.same_dump
             if latest is not None and same(latest, dumped):
                 destination.note_unchanged(at, options.limits)
                 return None, os.fstat(dumped).st_size
         with NewPoint(destination, stage, mirror, at, options.limits) as point:
-            (postgres.read_globals if database is None else postgres.read_dump)(dumped)
+            (dumps.read_globals if database is None else postgres.read_dump)(dumped)
             return point.commit(), os.fstat(dumped).st_size
 
 
@@ -111,10 +111,10 @@ def _dump(
     if database is None:
         with stage.create(_PLAIN) as plain:
             postgres.dump_globals(options.server, plain)
-            postgres.compress_globals(plain, output)
+            dumps.compress_globals(plain, output)
         stage.remove(_PLAIN)  # everything left in the stage is stored
         return
     postgres.dump(database, options.server, output, advance)
-    dumped = postgres.dumped_database(output)
+    dumped = dumps.dumped_database(output)
     if dumped not in (database, None):
         raise Error(f"CONNECTION leads to the database {dumped} instead of {database}: leave out its dbname")

@@ -51,8 +51,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def explained(error: BaseException) -> str:
-    """What went wrong, in one line, whatever kind of error it is."""
-    if isinstance(error, Error):
+    """What went wrong, whatever kind of error it is. Never empty."""
+    if isinstance(error, Error) and str(error):
         return str(error)
     if isinstance(error, Terminated):
         return f"ended by {signal.Signals(error.signum).name}"

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from . import offsite
 from .arguments import add_at
 from .destination.restore import restoring
+from .destination.view import TREE
 from .errors import Error, Usage
 from .messages import show
 from .offsite import Copy
@@ -75,10 +76,10 @@ def _fetch(repository: Repository, copy: Copy, target: str) -> None:
     """Restore next to the target's marker, compare, and only then move everything to its place."""
     with restoring(target) as top:
         repository.restore(copy.snapshot.id, top.fileno())
-        with top.open(offsite.TREE) as tree:
+        with top.open(TREE) as tree:
             times = tree.status()
             for entry in tree.names():
                 tree.rename(entry, top)
-            os.rmdir(offsite.TREE, dir_fd=top.fileno())
+            os.rmdir(TREE, dir_fd=top.fileno())
             imitate(tree, top)
         top.set_times(times)

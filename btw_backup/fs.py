@@ -18,7 +18,7 @@ from .destination.record import Record
 from .destination.writer import LockedDestination, working_on
 from .errors import INCOMPLETE, Error
 from .messages import Messages
-from .programs import compressors
+from .programs import compressors, versions
 from .programs.tar import Source
 from .source import examine_source
 from .system.files import same_content, write_all
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         ):
             destination.check_series(ARCHIVE)
             at = destination.next_time()
-            source = examine_source(path, [args.dst, work.path], options.exclude, options.one_file_system)
+            source = examine_source(work, [args.dst, work.path], options.exclude, options.one_file_system)
             workdir.remove_left(work)
             with hooks.around(options.hooks, described, warn):
                 done = _back_up(destination, source, at, options, work, args.messages)
@@ -97,9 +97,10 @@ def _back_up(
             note = destination.note_of_stored if stored else destination.note
             note(f"{format_moment(at)}: {line}")
     told = mark.digest if mark is not None and settled and archive.result.status == 0 else None
+    tar = _tar() if options.type == "rdiff" else None  # nobody asks which one made a tarball
     with _newest(destination, options.type) as stored_now:
         if stored_now is not None:
-            destination.record(Record(told, archive.digest()), stored_now.file)
+            destination.record(Record(told, archive.digest(), tar), stored_now.file)
     return _Done(stored, archive.size, archive.result.said if archive.result.status == 2 else "")
 
 
@@ -125,6 +126,10 @@ def _newest(destination: LockedDestination, type_: str) -> Iterator[_Newest | No
     with destination.stored_file(newest, ARCHIVE) as file:
         size = os.fstat(file).st_size if newest.compression == "none" else None
         yield _Newest(file, newest.compression, destination.recorded(file), size)
+
+
+def _tar() -> str | None:
+    return versions.shown(versions.version("tar")) or None
 
 
 def _note_unchanged(destination: LockedDestination, options: FsOptions, at: datetime) -> None:
@@ -162,10 +167,14 @@ def _store(
             if newest is not None and archive.digest() == newest.known.digest:
                 return None
             return tarball.commit(archive.size)
+    afresh = None
+    if newest is not None and newest.known.tar not in (None, _tar()):
+        # Its headers may all be written otherwise: as many differences as there are files.
+        afresh = f"tar is now {_tar()}, and the newest backup was made by {newest.known.tar}"
     with (
         workdir.staging(work) as stage,
         stage.create(ARCHIVE) as staged,
-        NewPoint(destination, stage, ARCHIVE, at, options.limits) as point,
+        NewPoint(destination, stage, ARCHIVE, at, options.limits, afresh) as point,
     ):
         for block in blocks:
             write_all(staged, block)

@@ -4,7 +4,6 @@ What is sent is a hard-linked copy of the destination, made under its lock. The 
 while restic reads that copy, so backups go on meanwhile and the snapshot is of one moment.
 """
 
-import fcntl
 import hashlib
 import os
 import stat
@@ -15,26 +14,24 @@ from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 from .config import Offsite, load_general
-from .destination.catalog import CHECKSUM
-from .destination.lock import VIEW
 from .destination.log import LOG
 from .destination.reader import Destination
 from .destination.retention import Policy
-from .destination.writer import LockedDestination, working_on
-from .errors import Busy, Error, naming
+from .destination.view import TREE, View, backup_names, viewing
+from .destination.writer import LockedDestination
+from .errors import Error, naming
 from .messages import Messages
 from .programs import restic
 from .programs.restic import Node, Repository, Snapshot
 from .system.directories import Directory
 from .system.files import write_all
-from .system.trees import DEPTH, copy_attributes, link_tree
+from .system.trees import DEPTH
 from .system.trust import read_trusted
 from .times import format_moment, parse_moment
 
 # The backup was made, its off-site copy was not.
 NOT_SENT = 4
-# The name of a copied destination in its snapshot.
-TREE = "destination"
+# What has been sent: the digests of a state, and of the repository's address.
 _SENT = "sent"
 
 
@@ -60,7 +57,7 @@ def examine(destination: Destination) -> State:
     """The state of a destination. Raises Error if it holds nothing: that is never sent."""
     check_holds(destination)
     directory = destination.directory
-    nodes = [node for name in _names(destination) for node in _nodes(name, directory, "")]
+    nodes = [node for name in backup_names(destination) for node in _nodes(name, directory, "")]
     return State(tuple(nodes), max(backup.newest for backup in destination.backups))
 
 
@@ -68,13 +65,6 @@ def check_holds(destination: Destination) -> None:
     """Raise Error if a destination holds no backups."""
     if not destination.backups:
         raise Error(f"{destination.path} holds no backups: nothing is sent (is its disk mounted?)")
-
-
-def _names(destination: Destination) -> Iterator[str]:
-    for backup in destination.backups:
-        yield backup.name
-        if not backup.is_chain and destination.directory.holds(backup.name + CHECKSUM):
-            yield backup.name + CHECKSUM
 
 
 def _nodes(name: str, within: Directory, above: str, depth: int = DEPTH) -> Iterator[Node]:
@@ -167,71 +157,12 @@ def own_copies(snapshots: Sequence[Snapshot], name: str) -> list[Copy]:
     ]
 
 
-class View(NamedTuple):
-    """A copy of a destination that does not change, in the open directory ``directory``.
-
-    ``name`` is the path of the destination, by which its copies are found, and ``path`` what that is
-    called in messages; ``private`` is its private directory.
-    """
-
-    path: str
-    name: str
-    state: State
-    directory: Directory
-    private: Directory
-
-    def note_sent(self, address: str) -> None:
-        """Remember that the repository has it."""
-        with suppress(OSError):  # without it the repository is asked
-            with self.directory.create(_SENT) as fd:
-                write_all(fd, _sent_line(self.state, address))
-            self.directory.rename(_SENT, self.private)
-
-
-@contextmanager
-def viewing(destination: LockedDestination, state: State) -> Iterator[View]:
-    """A view of a locked destination in this state. The destination may be unlocked before it ends.
-
-    Raises Busy if another process sends it.
-    """
-    path = destination.path
-    with ExitStack() as opened:
-        private = opened.enter_context(destination.private.duplicate())
-        with naming(path):
-            try:
-                private.make(VIEW)
-            except FileExistsError:
-                raise Busy(f"another process is sending {path} off-site: try again later") from None
-            opened.callback(_remove_view, path, private)
-            directory = opened.enter_context(private.open(VIEW))
-            fcntl.flock(directory.fileno(), fcntl.LOCK_EX)
-            with destination.keeping_record():
-                _fill(directory, destination)
-        yield View(path, destination.directory.path(), state, directory, private)
-
-
-def _fill(view: Directory, destination: LockedDestination) -> None:
-    names = [*_names(destination)]
-    names += [LOG] if destination.directory.holds(LOG) else []
-    view.make(TREE)
-    with view.open(TREE) as tree:
-        linked = link_tree(destination.directory, tree, _is_replaced, names)
-        copy_attributes(destination.directory, tree, linked.inodes)
-
-
-def _is_replaced(name: str, found: os.stat_result) -> bool:
-    """Whether a file is only ever replaced: rdiff-backup's logs, and ours, grow where they stand."""
-    return not name.endswith((".log", LOG))
-
-
-def _remove_view(path: str, private: Directory) -> None:
-    """Remove it, under the lock, so that the record of the newest backup stays valid."""
-    with ExitStack() as locked:
-        with suppress(Error):  # without the lock the next backup has to read more
-            destination = locked.enter_context(working_on(path, lambda text: None))
-            locked.enter_context(destination.keeping_record())
-        with naming(path):
-            private.remove(VIEW)
+def _note_sent(view: View, state: State, address: str) -> None:
+    """Remember that the repository has what a view shows."""
+    with suppress(OSError):  # without it the repository is asked
+        with view.directory.create(_SENT) as fd:
+            write_all(fd, _sent_line(state, address))
+        view.directory.rename(_SENT, view.private)
 
 
 def _sent_line(state: State, address: str) -> bytes:
@@ -247,7 +178,13 @@ def _is_noted(destination: LockedDestination, state: State, address: str) -> boo
 
 
 def send(
-    view: View, repository: Repository, settings: Offsite, messages: Messages, *, replace: bool = False
+    view: View,
+    state: State,
+    repository: Repository,
+    settings: Offsite,
+    messages: Messages,
+    *,
+    replace: bool = False,
 ) -> int | None:
     """Store the state that a view holds; None where the repository has it.
 
@@ -255,14 +192,14 @@ def send(
     repository grew by.
     """
     own = own_copies(repository.snapshots(), view.name)
-    if own and _follows(view, own[-1], list(repository.nodes(own[-1].snapshot.id)), replace):
-        view.note_sent(settings.address)
+    if own and _follows(view.path, state, own[-1], list(repository.nodes(own[-1].snapshot.id)), replace):
+        _note_sent(view, state, settings.address)
         return None
     parent = own[-1].snapshot.id if own else None
-    tags = [_name_tag(view.name), _NEWEST + format_moment(view.state.newest)]
-    with messages.progress(view.state.size()) as advance:
+    tags = [_name_tag(view.name), _NEWEST + format_moment(state.newest)]
+    with messages.progress(state.size()) as advance:
         added = repository.store(view.directory.fileno(), TREE, tags, parent, advance)
-    view.note_sent(settings.address)
+    _note_sent(view, state, settings.address)
     if own and settings.keep is not None:
         try:
             repository.forget(_name_tag(view.name), _options(settings.keep))
@@ -271,7 +208,7 @@ def send(
     return added
 
 
-def _follows(view: View, newest: Copy, nodes: Sequence[Node], replace: bool) -> bool:
+def _follows(path: str, state: State, newest: Copy, nodes: Sequence[Node], replace: bool) -> bool:
     """Whether the newest copy, which holds these nodes, is what a view holds.
 
     It is compared itself, not what was noted of it: restic stores what it can read, and may be killed
@@ -281,16 +218,16 @@ def _follows(view: View, newest: Copy, nodes: Sequence[Node], replace: bool) -> 
     time = newest.snapshot.time
     if time > datetime.now(UTC):
         raise Error(
-            f"the newest off-site copy of {view.path} ({format_moment(time)}) is dated in the future: set the"
+            f"the newest off-site copy of {path} ({format_moment(time)}) is dated in the future: set the"
             f" clock right, or remove it with restic forget {newest.snapshot.id[:8]}"
         )
     sent = {node.path.removeprefix(f"/{TREE}") for node in nodes}
-    if sent.isdisjoint(node.path for node in view.state.nodes) and not replace:
+    if sent.isdisjoint(node.path for node in state.nodes) and not replace:
         raise Error(
-            f"{view.path} holds none of the backups of its newest off-site copy ({format_moment(time)}):"
+            f"{path} holds none of the backups of its newest off-site copy ({format_moment(time)}):"
             " mount its disk, or use sync --replace if they were meant to go"
         )
-    return not differences(newest, nodes, view.state)
+    return not differences(newest, nodes, state)
 
 
 def _options(policy: Policy) -> list[str]:
@@ -311,7 +248,7 @@ class Sending:
         self._settings = settings if settings is not None and settings.auto else None
         self._messages = messages
         self._views = views
-        self._view: View | None = None
+        self._taken: tuple[View, State] | None = None
         self._status = 0
 
     def take(self, destination: LockedDestination) -> None:
@@ -320,13 +257,14 @@ class Sending:
             with self._failing(destination.path):
                 state = examine(destination)
                 if not _is_noted(destination, state, self._settings.address):
-                    self._view = self._views.enter_context(viewing(destination, state))
+                    self._taken = self._views.enter_context(viewing(destination)), state
 
     def finish(self) -> int:
         """Send it. Returns an exit status; if that is not 0, the reason has been printed."""
-        if self._settings is not None and self._view is not None:
-            with self._failing(self._view.path):
-                send(self._view, repository(self._settings), self._settings, self._messages)
+        if self._settings is not None and self._taken is not None:
+            view, state = self._taken
+            with self._failing(view.path):
+                send(view, state, repository(self._settings), self._settings, self._messages)
         return self._status
 
     @contextmanager

@@ -10,6 +10,7 @@ from . import offsite
 from .arguments import add_wait
 from .config import Offsite
 from .destination.reader import Destination
+from .destination.view import View, viewing
 from .destination.writer import working_on
 from .errors import BUSY, FAILED, Busy, Error, Usage, naming
 from .messages import show, size
@@ -59,31 +60,32 @@ def _send(dst: str, repository: Repository, settings: Offsite, args: argparse.Na
     started = time.monotonic()
     with Destination.open(dst) as destination:  # an empty one stays as it is
         offsite.check_holds(destination)
-    with _view(dst, args.messages.warning, args.wait) as view:
-        added = offsite.send(view, repository, settings, args.messages, replace=args.replace)
+    with _view(dst, args.messages.warning, args.wait) as (view, state):
+        added = offsite.send(view, state, repository, settings, args.messages, replace=args.replace)
         seconds = time.monotonic() - started
         if added is None:
             args.messages.closing(f"{dst}: nothing has changed, {seconds:.1f} s")
         else:
-            of = size(view.state.size())
+            of = size(state.size())
             args.messages.closing(f"{dst}: {size(added)} sent of {of}, {seconds:.1f} s")
 
 
 @contextmanager
-def _view(dst: str, warn: Callable[[str], None], wait: timedelta) -> Iterator[offsite.View]:
-    """Yield a view of the destination, as soon as no other run works on it or sends it."""
+def _view(dst: str, warn: Callable[[str], None], wait: timedelta) -> Iterator[tuple[View, offsite.State]]:
+    """Yield a view of the destination and its state, as soon as no other run works on it or sends it."""
     deadline = time.monotonic() + wait.total_seconds()
     with ExitStack() as later:
         while True:
             try:
                 with working_on(dst, warn) as held:
-                    view = later.enter_context(offsite.viewing(held, offsite.examine(held)))
+                    state = offsite.examine(held)
+                    view = later.enter_context(viewing(held))
                 break
             except Busy:
                 if time.monotonic() >= deadline:
                     raise
                 time.sleep(0.2)
-        yield view
+        yield view, state
 
 
 def _show(dst: str, repository: Repository) -> None:

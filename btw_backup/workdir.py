@@ -12,6 +12,7 @@ from typing import NamedTuple
 from .errors import Error, naming, uninterrupted
 from .system.directories import Directory
 from .system.room import room_on
+from .system.trust import resolve
 
 _PREPARED = ".fs-init."
 _STAGE = "run."
@@ -30,6 +31,11 @@ class Workdir(NamedTuple):
     @property
     def staging(self) -> str:
         return os.path.join(self.path, "backup")
+
+    @property
+    def real(self) -> str:
+        """A link like ``src``, to where the source really was at first."""
+        return os.path.join(self.path, "real")
 
 
 def normalize(source: str) -> str:
@@ -102,6 +108,7 @@ def create(config_dir: str, name: str, source: str, config_text: str) -> str:
         try:
             os.mkdir(prepared, 0o700)
             os.symlink(source, os.path.join(prepared, "src"))
+            os.symlink(resolve(source).real, os.path.join(prepared, "real"))
             os.mkdir(os.path.join(prepared, "backup"), 0o700)
             with open(os.path.join(prepared, "config.py"), "x", encoding="utf-8") as file:
                 file.write(config_text)
@@ -117,6 +124,16 @@ def create(config_dir: str, name: str, source: str, config_text: str) -> str:
         with Directory.at(config_dir) as holding:
             holding.sync()
     return path
+
+
+def record_real(workdir: Workdir, real: str) -> str:
+    """The real path that was recorded of the source: this one, where there is none yet."""
+    with naming(workdir.real):
+        if not os.path.lexists(workdir.real):  # made by an older version
+            with Directory.at(workdir.path) as own, suppress(FileExistsError):
+                os.symlink(real, "real", dir_fd=own.fileno())
+                own.sync()
+        return os.readlink(workdir.real)
 
 
 @contextmanager

@@ -248,6 +248,47 @@ def test_it_is_gone_when_the_block_ends(land: Land) -> None:
 
 
 @confined
+def test_it_is_gone_however_early_it_is_killed(land: Land) -> None:
+    """Also while bwrap still mounts, when killing it would leave the rest of it behind."""
+    for number in range(60):
+        argv = ["sh", "-c", "touch started; sleep 60"]
+        with process.Program(argv, cwd=land.fd, confined=Confinement([land.fd])):
+            time.sleep(number * 0.0005)
+    (land.inside / "started").unlink(missing_ok=True)
+    time.sleep(0.1)
+    assert not (land.inside / "started").exists()
+    assert not children()
+
+
+def children() -> list[str]:
+    """All processes below this one."""
+    with open(f"/proc/self/task/{os.getpid()}/children") as file:
+        return file.read().split()
+
+
+@confined
+@pytest.mark.parametrize("delay", [0.0, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02])
+def test_it_dies_with_us_however_early(land: Land, delay: float) -> None:
+    """Nothing holds the pipe any more, and nothing was begun afterwards."""
+    script = (
+        "import os, sys; from btw_backup.programs import process;"
+        "from btw_backup.system.confinement import *; process.unconfined();"
+        f"fd = os.open({str(land.inside)!r}, os.O_RDONLY);"
+        "print(end='x', flush=True);"
+        "process.run(['sh', '-c', 'sleep 0.1; touch late; sleep 60'], cwd=fd, stdout=1,"
+        " confined=Confinement([fd]))"
+    )
+    for _ in range(3):
+        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as parent:
+            assert parent.stdout is not None
+            assert parent.stdout.read(1) == b"x"
+            time.sleep(delay)
+            parent.kill()
+            assert parent.stdout.read() == b""
+        assert not (land.inside / "late").exists()
+
+
+@confined
 def test_it_dies_with_us(land: Land) -> None:
     script = (
         "import os; from btw_backup.programs import process; from btw_backup.system.confinement import *;"

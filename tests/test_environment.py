@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from btw_backup.programs import process
+from btw_backup.programs.environment import environment
 
 from .helpers.postgres_servers import MakeDatabase, Server
 from .helpers.running import Btw, break_bubblewrap
@@ -104,8 +104,8 @@ def test_what_a_program_needs_is_for_it_alone(
     monkeypatch: pytest.MonkeyPatch, program: str, name: str
 ) -> None:
     monkeypatch.setenv(name, "here")
-    assert process.environment(program)[name] == "here"
-    assert name not in process.environment("tar")
+    assert environment(program)[name] == "here"
+    assert name not in environment("tar")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_what_a_program_needs_is_for_it_alone(
 )
 def test_what_would_change_a_result_is_for_none(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "meddling")
-    assert all(name not in process.environment(program) for program in ("pg_dump", "psql", "restic", "tar"))
+    assert all(name not in environment(program) for program in ("pg_dump", "psql", "restic", "tar"))
 
 
 def test_the_environment_does_not_overrule_connection(

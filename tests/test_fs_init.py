@@ -47,7 +47,7 @@ def test_makes_a_working_directory(btw: Btw, config_dir: Path, src: Path, type_:
     work = created(btw("fs-init", "--type", type_, src, "home"))
     assert work.parent == config_dir and re.fullmatch(r"home\.[0-9a-f]{8,64}", work.name)
     assert os.listdir(config_dir) == [work.name]
-    assert sorted(os.listdir(work)) == ["backup", "config.py", "src"]
+    assert sorted(os.listdir(work)) == ["backup", "config.py", "real", "src"]
     assert os.readlink(work / "src") == str(src)
     assert os.listdir(work / "backup") == []
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from .helpers.confinement import confined, without_checks, without_confinement
 from .helpers.hostile import HOW, MARK, USER, Land, change, fill, ids, inside, pick, put
 from .helpers.running import Btw, Result
 
@@ -422,12 +423,8 @@ def write_metadata(data: Path, name: str, text: str) -> None:
     os.chown(path, *ids())
 
 
-@pytest.mark.parametrize("spelling", ["T%H-%M-%S", "T%H:%M:%S"])
-def test_metadata_that_name_files_to_delete(
-    land: Land, btw: Btw, backup: Callable[[], Result], spelling: str
-) -> None:
-    """rdiff-backup reads stamps with dashes for colons, too."""
-    chain = fill(land, btw, backup, "rdiff")
+def plant_files_to_delete(land: Land, chain: str, spelling: str) -> None:
+    """Put other metadata in the place of the newest, with a stamp spelled in this way."""
     data = land.dst / chain / DATA
     [snapshot] = data.glob("mirror_metadata.*.snapshot.gz")
     text = gzip.decompress(snapshot.read_bytes()).decode()
@@ -435,6 +432,14 @@ def test_metadata_that_name_files_to_delete(
     snapshot.unlink()
     more = leading_out(4, record("UP/roots/large", "reg", "  Size 1\n"))
     write_metadata(data, f"mirror_metadata.{moment:%Y-%m-%d{spelling}}Z.snapshot.gz", text + more)
+
+
+@pytest.mark.parametrize("spelling", ["T%H-%M-%S", "T%H:%M:%S"])
+def test_metadata_that_name_files_to_delete(
+    land: Land, btw: Btw, backup: Callable[[], Result], spelling: str
+) -> None:
+    """rdiff-backup reads stamps with dashes for colons, too."""
+    plant_files_to_delete(land, fill(land, btw, backup, "rdiff"), spelling)
     before = land.canaries()
     result = backup()
     assert land.canaries() == before
@@ -536,8 +541,8 @@ def test_metadata_of_something_else_than_a_file(
     assert result.status == 1 and "refused" in result.err
 
 
-def test_a_hard_link_out_of_the_target_is_not_removed(land: Land, btw: Btw, tmp_path: Path) -> None:
-    """The file that a link was stored under is unpacked with it, and removed again: only in the target."""
+def doctored_tarball(land: Land, tmp_path: Path) -> Path:
+    """A tarball of a file of root's and a hard link to that. Returns the file's path."""
     precious = tmp_path / "precious"
     precious.write_text("of root's\n")
     with tarfile.open(land.dst / "2026-11-01T00:00:00.tar", "w") as archive:
@@ -547,6 +552,12 @@ def test_a_hard_link_out_of_the_target_is_not_removed(land: Land, btw: Btw, tmp_
         link = tarfile.TarInfo("./f")
         link.type, link.linkname = tarfile.LNKTYPE, str(precious)
         archive.addfile(link)
+    return precious
+
+
+def test_a_hard_link_out_of_the_target_is_not_removed(land: Land, btw: Btw, tmp_path: Path) -> None:
+    """The file that a link was stored under is unpacked with it, and removed again: only in the target."""
+    precious = doctored_tarball(land, tmp_path)
     result = btw("fs-restore", land.dst, tmp_path / "target", "f")
     assert precious.read_text() == "of root's\n"
     assert result.status == 1 and "refused" in result.err and "Traceback" not in result.err
@@ -569,6 +580,44 @@ def test_a_linked_directory_on_the_way_to_a_hard_link_is_not_followed(
     result = btw("fs-restore", land.dst, tmp_path / "target", "d", "f")
     assert (outside / "precious").read_text() == "of root's\n"
     assert "Traceback" not in result.err
+
+
+# Each of the two walls holds alone
+
+
+def test_the_checks_alone_hold(land: Land, btw: Btw, tmp_path: Path) -> None:
+    """Where programs can't be confined metadata that lead out are refused."""
+    unconfined = without_confinement(tmp_path / "bin")
+
+    def run() -> Result:
+        return btw("fs", "-u", USER, land.src, land.dst, env=unconfined)
+
+    plant_files_to_delete(land, fill(land, btw, run, "rdiff"), "T%H-%M-%S")
+    before = land.canaries()
+    result = run()
+    assert land.canaries() == before
+    assert result.status == 1 and "refused" in result.err
+
+
+@confined
+def test_the_confinement_alone_holds(
+    land: Land, btw: Btw, backup: Callable[[], Result], config_dir: Path
+) -> None:
+    plant_files_to_delete(land, fill(land, btw, backup, "rdiff"), "T%H-%M-%S")
+    unchecked = without_checks(config_dir, {"destination.chain.check": "lambda chain: None"})
+    before = land.canaries()
+    result = unchecked("fs", "-u", USER, land.src, land.dst)
+    assert land.canaries() == before
+    assert "refused" not in result.err
+
+
+def test_nothing_is_removed_outside_the_target_though_names_are_not_checked(
+    land: Land, btw: Btw, tmp_path: Path, config_dir: Path
+) -> None:
+    precious = doctored_tarball(land, tmp_path)
+    unchecked = without_checks(config_dir, {"archive.stream.check_inside": "lambda name: None"})
+    unchecked("fs-restore", land.dst, tmp_path / "target", "f")
+    assert precious.read_text() == "of root's\n"
 
 
 # One entry that is broken does not take the others with it

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import pytest
 
 from btw_backup.errors import Error
-from btw_backup.programs import postgres
-from btw_backup.programs.postgres import dumped_database, same_dump, same_globals
+from btw_backup.programs import dumps, postgres
+from btw_backup.programs.dumps import dumped_database, same_dump, same_globals
 
 from .helpers.postgres_servers import Installation, MakeDatabase, Server, Start
 
@@ -60,7 +60,7 @@ def test_a_dump_of_a_version_that_is_not_known(
     names = [make_database(one_server, name) for name in ("meant", "elsewhere")]
     for name, value in one_server.as_superuser.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(postgres, "_KNOWN_VERSIONS", ())
+    monkeypatch.setattr(dumps, "_OLDEST_VERSION", 99)
     with (tmp_path / "dump").open("w+b") as output:
         for name in names:
             server = postgres.Server("dbname=meant", None)

@@ -9,12 +9,13 @@ from collections.abc import Callable
 
 import pytest
 
-from btw_backup.programs import process
+from btw_backup.system import children
 
 # A signal arrives while subprocess holds its lock, or while a program is waited for.
 SIGNALLED = """
 import signal
 from btw_backup.programs import process
+from btw_backup.system import children
 
 class Ended(BaseException):
     pass
@@ -81,7 +82,10 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
 
 
 def test_work_beside_gives_its_result(ended: Callable[[], bool]) -> None:
-    with process.beside(lambda: b"%d" % os.getpid()) as other, process.beside(lambda: bytes(1 << 20)) as long:
+    with (
+        children.beside(lambda: b"%d" % os.getpid()) as other,
+        children.beside(lambda: bytes(1 << 20)) as long,
+    ):
         assert other() != b"%d" % os.getpid()
         assert long() == bytes(1 << 20)
     assert ended()
@@ -105,7 +109,7 @@ def end_by_signal() -> bytes:
 def test_work_beside_that_fails_is_noticed(
     work: Callable[[], bytes], said: str, capfd: pytest.CaptureFixture[str], ended: Callable[[], bool]
 ) -> None:
-    with process.beside(work) as other, pytest.raises(ChildProcessError):
+    with children.beside(work) as other, pytest.raises(ChildProcessError):
         other()
     out, err = capfd.readouterr()
     assert out == "" and err.endswith(said) and bool(err) == bool(said)
@@ -119,7 +123,7 @@ def sleep() -> bytes:
 
 def test_work_beside_ends_with_the_block(ended: Callable[[], bool]) -> None:
     started = time.monotonic()
-    with pytest.raises(KeyError), process.beside(sleep):
+    with pytest.raises(KeyError), children.beside(sleep):
         raise KeyError
     assert time.monotonic() - started < 30
     assert ended()
@@ -129,6 +133,7 @@ def test_work_beside_ends_with_the_block(ended: Callable[[], bool]) -> None:
 BESIDE = """
 import os, signal, sys, time
 from btw_backup.programs import process
+from btw_backup.system import children
 
 def end(signum, frame):
     print("handled by", "child" if os.getpid() != parent else "parent", flush=True)
@@ -140,7 +145,7 @@ def work():
 
 parent = os.getpid()
 signal.signal(signal.SIGINT, end)
-with process.beside(work) as other:
+with children.beside(work) as other:
     other()
 """
 

@@ -176,3 +176,30 @@ def test_a_source_that_was_just_changed_is_not_recorded(btw: Btw, src: Path, dst
     assert btw("fs", src, dst).status == 0
     assert (dst / ".btw-backup" / "newest").read_text().startswith("- - ")
     assert btw("fs", src, dst, env=NO_TAR).status == 1
+
+
+@pytest.mark.parametrize("setup", ["rdiff"], indirect=True)
+def test_a_new_version_of_tar_begins_a_new_chain(setup: Setup, tmp_path: Path) -> None:
+    """With it, every header may differ: as many increments as there are files."""
+    other = tmp_path / "bin" / "tar"
+    other.parent.mkdir()
+    other.write_text(
+        '#!/bin/sh\n[ "$1" != --version ] || exec echo "tar (GNU tar) 9.9"\n'
+        f'exec {shutil.which("tar")} "$@"\n'
+    )
+    other.chmod(0o755)
+    upgraded = {"PATH": f"{other.parent}:{os.environ['PATH']}"}
+    assert setup.run("fs", setup.src, setup.dst, env=upgraded).status == 0
+    assert len(setup.points()) == 1
+    for number in (1, 2):
+        (setup.src / "file").write_text(f"changed {number}\n" * number)
+        assert setup.run("fs", setup.src, setup.dst, env=upgraded).status == 0
+        assert len(list(setup.dst.glob("2*"))) == 2
+    assert len(setup.points()) == 3
+    said = [line for line in (setup.dst / "log.txt").read_text().splitlines() if "tar is now" in line]
+    assert len(said) == 1
+    assert said[0].endswith("made by " + own_version() + ": started a new chain") and "9.9" in said[0]
+
+
+def own_version() -> str:
+    return subprocess.check_output(["tar", "--version"], text=True).split()[3]

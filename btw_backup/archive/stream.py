@@ -10,8 +10,8 @@ from ..errors import Error
 from ..programs import process
 from ..programs.compressors import decompressed
 from ..programs.tar import Source, tar_command
-from ..system.directories import Directory
 from ..system.files import BLOCK
+from ..system.trust import opened_as_resolved
 
 # tar ends an archive with two blocks of zeros; one that it gave up lacks them.
 _END = bytes(1024)
@@ -58,8 +58,8 @@ def archiving(source: Source, *, digested: bool, advance: Callable[[int], None])
     ``digested``: what is read is hashed; ``advance`` is called with the size of each block.
     """
     with (
-        Directory.at(source.directory) as top,
-        process.Program(tar_command(source), stdout=process.PIPE, cwd=top.fileno()) as program,
+        opened_as_resolved(source.directory) as top,
+        process.Program(tar_command(source), stdout=process.PIPE, cwd=top) as program,
     ):
         process.widen(program.stdout)
         yield Archive(program, digested, advance)
@@ -95,9 +95,14 @@ def first_names(archive: Iterator[bytes], members: Sequence[str]) -> set[str]:
     wanted = {entry.linkname for entry in links if _is_among(entry.name, members)}
     extra = {name for name in wanted if not _is_among(name, members)}
     for name in extra:
-        if name.startswith("/") or ".." in name.split("/"):
-            raise Error(f"it holds a hard link to {name}, which lies outside: refused")
+        check_inside(name)
     return extra
+
+
+def check_inside(name: str) -> None:
+    """Raise Error if a member's name leads out of the directory that it is unpacked in."""
+    if name.startswith("/") or ".." in name.split("/"):
+        raise Error(f"it holds a hard link to {name}, which lies outside: refused")
 
 
 def _is_among(name: str, members: Sequence[str]) -> bool:

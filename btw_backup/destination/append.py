@@ -41,18 +41,26 @@ def summary(stored: Stored | None, of: int, seconds: float) -> str:
 class NewPoint:
     """A point of a chain, being added: the file ``name`` in the directory ``stage``, as it is at ``commit``.
 
-    Leaving the ``with`` block without ``commit`` adds nothing.
+    ``afresh``: why it begins a new chain, if it does not for another reason. Leaving the ``with`` block
+    without ``commit`` adds nothing.
     """
 
     def __init__(
-        self, destination: LockedDestination, stage: Directory, name: str, at: datetime, limits: Limits
+        self,
+        destination: LockedDestination,
+        stage: Directory,
+        name: str,
+        at: datetime,
+        limits: Limits,
+        afresh: str | None = None,
     ) -> None:
         self._destination = destination
         self._stage = stage
         self._name = name
         self._at = at
         latest = destination.latest_chain()
-        self._extended = None if full_backup_due(latest, at, limits) else latest
+        self._extended = None if afresh or full_backup_due(latest, at, limits) else latest
+        self._afresh = afresh
         newest = destination.newest()
         # The chain that nothing can be added to, and why.
         self._broken = newest.name if newest is not None and newest.interrupted else None
@@ -84,6 +92,8 @@ class NewPoint:
                 self._begin_instead(error)
                 stored = self._store()
             destination.rescan()
+            if self._afresh is not None:
+                destination.note_of_stored(f"{format_moment(self._at)}: {self._afresh}: started a new chain")
             if self._broken is not None:
                 text = (
                     f"cannot add to the chain {self._broken}: started a new one; the old one is kept as it is"

@@ -12,34 +12,34 @@ _UNKNOWN = "-"
 
 
 class Record(NamedTuple):
-    """What is known of the newest backup: the source's fingerprint, the SHA-256 of its archive.
+    """What is known of the newest backup: the source's fingerprint, the archive's SHA-256, tar's version.
 
-    Either is None if it is not known.
+    Each is None if it is not known.
     """
 
     fingerprint: str | None
     digest: str | None
+    tar: str | None
 
 
-NOTHING_KNOWN = Record(None, None)
+NOTHING_KNOWN = Record(None, None, None)
 
 
 def read(private: Directory, name: str, newest: int) -> Record:
     """What the private directory has of the newest backup: its name, and its open file."""
     try:
         with private.file(_NAME) as fd:
-            fields = os.read(fd, 4096).split(b" ", 2)
+            fields = os.read(fd, 4096).split(b" ", 3)
     except FileNotFoundError:
         return NOTHING_KNOWN
-    if len(fields) != 3 or fields[2] != _identity(name, newest):
+    if len(fields) != 4 or fields[3] != _identity(name, newest):
         return NOTHING_KNOWN
-    known = [None if field == _UNKNOWN else field for field in (fields[0].decode(), fields[1].decode())]
-    return Record(*known)
+    return Record(*(None if field == _UNKNOWN else field for field in map(bytes.decode, fields[:3])))
 
 
 def write(known: Record, run: Directory, private: Directory, name: str, newest: int) -> None:
     """Remember it, prepared in the directory ``run``. If there is no room the next run reads more."""
-    line = f"{known.fingerprint or _UNKNOWN} {known.digest or _UNKNOWN} ".encode()
+    line = "".join(f"{field or _UNKNOWN} " for field in known).encode()
     with suppress(OSError):
         with run.create(_NAME) as fd:
             write_all(fd, line + _identity(name, newest))

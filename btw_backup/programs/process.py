@@ -1,6 +1,5 @@
 """Other processes: programs, by the only module that imports subprocess, and work of our own."""
 
-import ctypes
 import fcntl
 import os
 import pwd
@@ -8,17 +7,16 @@ import select
 import shutil
 import signal
 import subprocess
-import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache
 from types import TracebackType
-from typing import IO, Any, NamedTuple, NoReturn, Self, cast
+from typing import IO, Any, NamedTuple, Self, cast
 
-from ..errors import Error, uninterrupted
-from ..system import confinement
+from ..errors import Error
+from ..system import children, confinement
 from ..system.confinement import At, Confinement, Open, descriptor
+from .environment import environment
 
 _PACKAGES = {
     "bwrap": "bubblewrap",
@@ -29,47 +27,11 @@ _PACKAGES = {
     "xz": "xz-utils",
 }
 
-# Variables that every program may need. All others stay out: many of them change what programs do or
-# write (TAR_OPTIONS, XZ_OPT, PYTHON*, LD_*, RDIFF_BACKUP_*, and LANGUAGE, which rules over LC_ALL where
-# that is C.UTF-8).
-_NEEDED = frozenset(["HOME", "LOGNAME", "PATH", "TMPDIR", "USER"])
-
-# libpq's variables that say how to connect (https://www.postgresql.org/docs/current/libpq-envars.html),
-# and what Kerberos and OpenSSL read of theirs. PGOPTIONS, PGCLIENTENCODING, PGDATESTYLE, PGTZ and
-# PGGEQO would change what is dumped or how it is read; PGDATABASE is for us to say.
-_CONNECTING = frozenset(
-    ["KRB5CCNAME", "KRB5_CONFIG", "PGCHANNELBINDING", "PGCONNECT_TIMEOUT", "PGGSSDELEGATION"]
-    + ["PGGSSENCMODE", "PGGSSLIB", "PGKRBSRVNAME", "PGLOADBALANCEHOSTS", "PGPASSFILE", "PGPASSWORD"]
-    + ["PGREQUIREAUTH", "PGREQUIREPEER", "PGREQUIRESSL", "PGSERVICEFILE", "PGSSLCERT", "PGSSLCERTMODE"]
-    + ["PGSSLCOMPRESSION", "PGSSLCRL", "PGSSLCRLDIR", "PGSSLKEY", "PGSSLMAXPROTOCOLVERSION"]
-    + ["PGSSLMINPROTOCOLVERSION", "PGSSLMODE", "PGSSLNEGOTIATION", "PGSSLROOTCERT", "PGSSLSNI"]
-    + ["PGSYSCONFDIR", "PGTARGETSESSIONATTRS", "PG_CLUSTER_CONF_ROOT", "SSL_CERT_DIR", "SSL_CERT_FILE"]
-)
-# Which server they connect to, and as whom.
-_SERVER = frozenset(["PGHOST", "PGPORT", "PGUSER"])
-# The same, and they overrule a connection string: its host, and its database. PGCLUSTER is of Debian's
-# pg_wrapper(1).
-OVERRULING = frozenset(["PGCLUSTER", "PGHOSTADDR", "PGSERVICE"])
-
-# What restic and its ssh read of how to reach a store; everything else is said in OFFSITE_ENV.
-_STORING = frozenset(
-    ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "SSH_AUTH_SOCK", "SSL_CERT_DIR"]
-    + ["SSL_CERT_FILE", "XDG_CACHE_HOME", "all_proxy", "http_proxy", "https_proxy", "no_proxy"]
-)
-
-_ALSO_NEEDED = {
-    **dict.fromkeys(["pg_dump", "pg_dumpall", "pg_restore", "psql"], _CONNECTING | _SERVER | OVERRULING),
-    "restic": _STORING,
-}
-
 # The most that a user may have without asking (pipe(7)), in bytes.
 _PIPE = 1 << 20
 
 # How often somebody is told that a program still runs, in ms.
 _CALL_EVERY = 20
-
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Result(NamedTuple):
@@ -118,34 +80,6 @@ def find(program: str) -> str:
     if path is None:
         raise Error(f"{program} not found: install the package {_PACKAGES.get(program, program)}")
     return path
-
-
-def environment(program: str, without: Iterable[str] = ()) -> dict[str, str]:
-    """What a program gets of our environment: what it needs, in UTC and plain English.
-
-    ``without``: variables that it does not get.
-    """
-    needed = (_NEEDED | _ALSO_NEEDED.get(program, frozenset())).difference(without)
-    kept = {name: value for name, value in os.environ.items() if name in needed}
-    return {**kept, "LC_ALL": "C.UTF-8", "TZ": "UTC"}
-
-
-def _end_with(parent: int) -> None:
-    """In a child: end with the process that made it, whatever ends that."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the line above took effect
-        os._exit(127)
-
-
-def _in_child(cwd: int | None, parent: int) -> Callable[[], None]:
-    """What the child does before it becomes the program."""
-
-    def prepare() -> None:
-        _end_with(parent)
-        if cwd is not None:
-            os.fchdir(cwd)
-
-    return prepare
 
 
 def _user(account: Account | None) -> dict[str, str]:
@@ -253,7 +187,7 @@ class Program:
         # A file in memory, so that a full disk can't swallow the reason for a failure.
         self._stderr = os.memfd_create(f"{self.name}-stderr")
         self._confined = confined is not None
-        # Confined, it dies only after bwrap has; then the last copy of the writing end is closed.
+        # Confined, it dies a moment after what we wait for; then the last copy of this is closed.
         self._life, alive = os.pipe()
         try:
             self._process = subprocess.Popen(
@@ -265,7 +199,7 @@ class Program:
                 cwd="/" if here is None else None,
                 pass_fds=[*pass_fds, *found, *([alive] if self._confined else [])],
                 env={name: _resolved(value, found) for name, value in variables.items()},
-                preexec_fn=_in_child(here, os.getpid()),
+                preexec_fn=children.prepared(here, os.getpid(), self._confined),
                 process_group=0 if own_group else None,
                 **credentials,
             )
@@ -274,6 +208,8 @@ class Program:
             os.close(self._stderr)
             if isinstance(error, OSError):
                 raise Error(f"cannot run {self.name}: {error.strerror}") from error
+            if isinstance(error, subprocess.SubprocessError):  # before it became the program
+                raise Error(f"cannot run {self.name}") from error
             raise
         finally:
             os.close(alive)
@@ -361,52 +297,3 @@ def widen(pipe: IO[bytes]) -> None:
     """Give a pipe room for several blocks, where the system allows it."""
     with suppress(OSError):  # the user's share of pipe buffers may be used up (pipe(7))
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE)
-
-
-@contextmanager
-def beside(work: Callable[[], bytes]) -> Iterator[Callable[[], bytes]]:
-    """Do some work of our own in another process; what this yields waits, once, for its result.
-
-    That raises ChildProcessError where the work raised OSError, or was killed, or else has shown
-    its traceback. Leaving the block ends it.
-    """
-    reading, writing = os.pipe()
-    child = 0
-    with open(reading, "rb") as results:
-        try:
-            with open(writing, "wb") as output, uninterrupted():
-                parent = os.getpid()
-                child = os.fork()
-                if child == 0:
-                    _do(work, output, parent)
-
-            def result() -> bytes:
-                found = results.read()
-                ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-                if ended is None or (ended.si_code, ended.si_status) != (os.CLD_EXITED, 0):
-                    raise ChildProcessError(f"the process {child} has failed")
-                return found
-
-            yield result
-        finally:
-            if child:
-                with uninterrupted():
-                    os.kill(child, signal.SIGKILL)
-                    os.waitpid(child, 0)
-
-
-def _do(work: Callable[[], bytes], output: IO[bytes], parent: int) -> NoReturn:
-    """In a child, where signals stay blocked: our handlers are not for it."""
-    status = 1
-    try:
-        _end_with(parent)
-        output.write(work())
-        output.flush()
-        status = 0
-    except OSError:
-        pass
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-    finally:
-        os._exit(status)

@@ -36,7 +36,7 @@ def version(program: str) -> Version:
     Raises Error where there is no such program.
     """
     said = process.output([program, "version" if program == "restic" else "--version"])
-    found = re.search(r"\d+(?:\.\d+)+", said.partition("\n")[0])
+    found = re.search(r"\d+(?:\.\d+)*", said.partition("\n")[0])
     return tuple(map(int, found[0].split("."))) if found else ()
 
 

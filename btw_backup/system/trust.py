@@ -1,15 +1,20 @@
 """Files that root acts on: refused where somebody else could have written them."""
 
 import ast
+import errno
 import os
 import re
 import stat
 import traceback
 from collections.abc import Iterator
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from ..errors import Error, naming
+from .directories import Directory
 from .files import closing
+
+_MOST_LINKS = 40  # as the system has it (path_resolution(7))
 
 
 def execute(text: bytes, path: str) -> tuple[dict[str, Any], dict[str, int]]:
@@ -56,14 +61,63 @@ def read_trusted(path: str) -> bytes | None:
             return file.read()
 
 
+class Way(NamedTuple):
+    """Where a path leads: to ``real``, in which there is no link.
+
+    ``secure``: nobody but root and the caller can have put a symbolic link on the way.
+    """
+
+    real: str
+    secure: bool
+
+
+def resolve(path: str) -> Way:
+    """Follow an absolute path as the system does, and look at who could have led it elsewhere."""
+    real, secure, passed_others = "/", True, False
+    for step in _steps(path):
+        passed_others = passed_others or not _is_ours(os.lstat(step.directory))
+        if step.is_link:
+            secure = secure and not passed_others and os.lstat(step.path).st_uid in (0, os.geteuid())
+        real = step.path
+    return Way(real, secure)
+
+
+@contextmanager
+def opened_as_resolved(real: str) -> Iterator[Directory]:
+    """The open directory that ``resolve`` found. Raises Error if a link leads elsewhere by now."""
+    with naming(real):
+        found = Directory.at(real)
+    with found:
+        if found.path() != real:
+            raise Error(f"{real}: refused, because it has been replaced by a symbolic link meanwhile")
+        yield found
+
+
+class _Step(NamedTuple):
+    """A name that is looked up in a directory."""
+
+    directory: str
+    path: str
+    is_link: bool
+
+
 def _passed(path: str) -> Iterator[str]:
     """Every directory that the system passes on the way to a file, also by symbolic links."""
+    return (step.directory for step in _steps(path))
+
+
+def _steps(path: str) -> Iterator[_Step]:
     current = "/"
     waiting = path.split("/")[::-1]
+    links = 0
     while waiting:
-        yield current
         step = os.path.normpath(os.path.join(current, waiting.pop()))
-        if os.path.islink(step):
+        is_link = os.path.islink(step)
+        yield _Step(current, step, is_link)
+        if is_link:
+            links += 1
+            if links > _MOST_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
             target = os.readlink(step)
             waiting += target.split("/")[::-1]
             current = "/" if target.startswith("/") else current
@@ -71,9 +125,18 @@ def _passed(path: str) -> Iterator[str]:
             current = step
 
 
+def _is_ours(found: os.stat_result) -> bool:
+    return found.st_uid in (0, os.geteuid()) and not _others_write(found, in_own=False)
+
+
+def _others_write(found: os.stat_result, *, in_own: bool) -> bool:
+    # In a sticky directory, such as /tmp, nobody can replace what is ours (inode(7)).
+    writable = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return bool(writable and (in_own or not found.st_mode & stat.S_ISVTX))
+
+
 def _check_trust(path: str, found: os.stat_result, *, in_own: bool = True) -> None:
     if found.st_uid not in (0, os.geteuid()):
         raise Error(f"{path}: refused, because it belongs to user {found.st_uid}: chown it to yourself")
-    # In a sticky directory, such as /tmp, nobody can replace what is ours (inode(7)).
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and (in_own or not found.st_mode & stat.S_ISVTX):
+    if _others_write(found, in_own=in_own):
         raise Error(f"{path}: refused, because others can write it: use chmod go-w")

@@ -1,0 +1,89 @@
+"""A view of a destination that does not change, whoever works on the destination meanwhile.
+
+It is a hard-linked copy, made under the lock.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import NamedTuple
+
+from ..errors import Busy, Error, naming
+from ..system.directories import Directory
+from ..system.trees import copy_attributes, link_tree
+from .catalog import CHECKSUM
+from .lock import VIEW
+from .log import LOG
+from .reader import Destination
+from .writer import LockedDestination, working_on
+
+# The name of the copy in the view's directory.
+TREE = "destination"
+
+
+class View(NamedTuple):
+    """A copy of a destination, ``TREE`` in the open directory ``directory``.
+
+    ``name`` is the real path of the destination, and ``path`` what that is called in messages;
+    ``private`` is its private directory.
+    """
+
+    path: str
+    name: str
+    directory: Directory
+    private: Directory
+
+
+@contextmanager
+def viewing(destination: LockedDestination) -> Iterator[View]:
+    """A view of a locked destination, which may be unlocked before the block ends.
+
+    Raises Busy if another process has a view of it.
+    """
+    path = destination.path
+    with ExitStack() as opened:
+        private = opened.enter_context(destination.private.duplicate())
+        with naming(path):
+            try:
+                private.make(VIEW)
+            except FileExistsError:
+                raise Busy(f"another process is sending {path} off-site: try again later") from None
+            opened.callback(_remove, path, private)
+            directory = opened.enter_context(private.open(VIEW))
+            fcntl.flock(directory.fileno(), fcntl.LOCK_EX)
+            with destination.keeping_record():
+                _fill(directory, destination)
+        yield View(path, destination.directory.path(), directory, private)
+
+
+def backup_names(destination: Destination) -> Iterator[str]:
+    """The names of all entries that belong to the backups of a destination."""
+    for backup in destination.backups:
+        yield backup.name
+        if not backup.is_chain and destination.directory.holds(backup.name + CHECKSUM):
+            yield backup.name + CHECKSUM
+
+
+def _fill(view: Directory, destination: LockedDestination) -> None:
+    names = [*backup_names(destination)]
+    names += [LOG] if destination.directory.holds(LOG) else []
+    view.make(TREE)
+    with view.open(TREE) as tree:
+        linked = link_tree(destination.directory, tree, _is_replaced, names)
+        copy_attributes(destination.directory, tree, linked.inodes)
+
+
+def _is_replaced(name: str, found: os.stat_result) -> bool:
+    """Whether a file is only ever replaced: rdiff-backup's logs, and ours, grow where they stand."""
+    return not name.endswith((".log", LOG))
+
+
+def _remove(path: str, private: Directory) -> None:
+    """Remove the view, under the lock, so that the record of the newest backup stays valid."""
+    with ExitStack() as locked:
+        with suppress(Error):  # without the lock the next backup has to read more
+            destination = locked.enter_context(working_on(path, lambda text: None))
+            locked.enter_context(destination.keeping_record())
+        with naming(path):
+            private.remove(VIEW)

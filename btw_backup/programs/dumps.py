@@ -1,0 +1,118 @@
+"""What PostgreSQL's programs write: dumps in custom format, and the globals, which are SQL."""
+
+import bz2
+import os
+import re
+from collections.abc import Iterator
+
+from ..errors import Error
+from ..system.files import BLOCK, same_content, write_all
+
+# The header of pg_dump's custom format (WriteHead in pg_backup_archiver.c): from archive version
+# 1.15 on (PostgreSQL 16) the compression is a byte, before it was an integer. PostgreSQL 17 and 18 write
+# 1.16; a newer one is read likewise, if there is a time in the time's place.
+_MAGIC = b"PGDMP"
+_OLDEST_VERSION, _NEWEST_VERSION = 12, 16
+_BYTE_COMPRESSION = 15
+_TIME_FIELDS = 7
+
+# A statement of the globals, and what is passed over before it. What does not end is one as well.
+_STATEMENT = re.compile(
+    rb"""(?:\s|--[^\n]*+|^\\(?:un)?restrict\ \w+$)*+
+    (?P<text>(?:[eE]'(?:[^'\\]|\\.|\'\')*+'|'[^']*+'|"[^"]*+"|--[^\n]*+|[^;'"])*+(?:;|.*))""",
+    re.DOTALL | re.MULTILINE | re.VERBOSE,
+)
+# Before the first statement, and after the last: a name may hold such a line.
+_KEYS = re.compile(
+    rb"\A((?:\s|--[^\n]*+)*+)\\restrict \w+\n|^\\unrestrict \w+\n(?=(?:\s|--[^\n]*+)*+\Z)", re.MULTILINE
+)
+
+
+def dumped_database(dump_file: int) -> str | None:
+    """The name of the database that a custom-format dump was made of, None if it can't be told."""
+    header = _Header.read(dump_file)
+    return header.database if header else None
+
+
+def same_dump(one: int, other: int) -> bool:
+    """Whether two dumps in custom format differ in nothing but the time in their headers."""
+    headers = _Header.read(one), _Header.read(other)
+    if headers[0] is None or headers[1] is None or headers[0].stable != headers[1].stable:
+        return False
+    return same_content(one, other, headers[0].size)
+
+
+class _Header:
+    """The start of a dump up to the name of its database."""
+
+    def __init__(self, stable: bytes, size: int, database: str) -> None:
+        self.stable = stable  # without the time
+        self.size = size
+        self.database = database
+
+    @classmethod
+    def read(cls, file: int) -> "_Header | None":
+        """None where this is no dump, or one of a version that cannot be read."""
+        data = os.pread(file, 4096, 0)
+        if len(data) < 64 or not data.startswith(_MAGIC):
+            return None
+        major, minor, integer = data[5], data[6], data[8]
+        if major != 1 or minor < _OLDEST_VERSION or integer != 4:
+            return None
+        field = 1 + integer  # a sign and the bytes
+        time = 11 + (1 if minor >= _BYTE_COMPRESSION else field)
+        name = time + _TIME_FIELDS * field
+        length = int.from_bytes(data[name + 1 : name + field], "little")
+        end = name + field + length
+        if data[name] or end > len(data):
+            return None
+        if minor > _NEWEST_VERSION and not _is_time(data[time:name], field):
+            return None
+        database = data[name + field : end].decode(errors="surrogateescape")
+        return cls(data[:time] + data[name:end], end, database)
+
+
+def _is_time(fields: bytes, size: int) -> bool:
+    """Whether these are the numbers of a ``struct tm``, each a sign and its bytes."""
+    limits = (62, 60, 24, 32, 12, 1000, 2)
+    numbers = [int.from_bytes(fields[at + 1 : at + size], "little") for at in range(0, len(fields), size)]
+    return all(number < limit for number, limit in zip(numbers, limits, strict=True))
+
+
+def same_globals(one: int, other: int) -> bool:
+    """Whether two bzip2-compressed dumps of globals differ in nothing but their restrict keys."""
+    try:
+        with unpacked(one) as first, unpacked(other) as second:
+            return _KEYS.sub(rb"\1", first.read()) == _KEYS.sub(rb"\1", second.read())
+    except (OSError, EOFError):  # the older one is damaged
+        return False
+
+
+def unpacked(file: int) -> bz2.BZ2File:
+    """The plain text of an open dump of globals."""
+    os.lseek(file, 0, os.SEEK_SET)
+    return bz2.BZ2File(open(os.dup(file), "rb"))
+
+
+def compress_globals(plain: int, output: int) -> None:
+    """Compress an open file into another with bzip2."""
+    os.lseek(plain, 0, os.SEEK_SET)
+    compressor = bz2.BZ2Compressor()
+    while block := os.read(plain, BLOCK):
+        write_all(output, compressor.compress(block))
+    write_all(output, compressor.flush())
+
+
+def read_globals(packed: int) -> None:
+    """Raise Error where a compressed dump of globals does not end as pg_dumpall ends it."""
+    with unpacked(packed) as text:
+        if not any(line == b"-- PostgreSQL database cluster dump complete\n" for line in text):
+            raise Error("pg_dumpall exited with code: 0, but its dump is not complete")
+
+
+def split_globals(sql: bytes) -> Iterator[bytes]:
+    r"""The statements of a dump of globals, without psql's own commands: \restrict and \unrestrict."""
+    position = 0
+    while (statement := _STATEMENT.match(sql, position)) and statement["text"]:
+        yield statement["text"]
+        position = statement.end()

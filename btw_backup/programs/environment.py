@@ -1,0 +1,47 @@
+"""The variables of the environment that programs get: those that each needs, and no others."""
+
+import os
+from collections.abc import Iterable
+
+# What every program may need. All others stay out: many of them change what programs do or
+# write (TAR_OPTIONS, XZ_OPT, PYTHON*, LD_*, RDIFF_BACKUP_*, and LANGUAGE, which rules over LC_ALL where
+# that is C.UTF-8).
+_NEEDED = frozenset(["HOME", "LOGNAME", "PATH", "TMPDIR", "USER"])
+
+# libpq's variables that say how to connect (https://www.postgresql.org/docs/current/libpq-envars.html),
+# and what Kerberos and OpenSSL read of theirs. PGOPTIONS, PGCLIENTENCODING, PGDATESTYLE, PGTZ and
+# PGGEQO would change what is dumped or how it is read; PGDATABASE is for us to say.
+_CONNECTING = frozenset(
+    ["KRB5CCNAME", "KRB5_CONFIG", "PGCHANNELBINDING", "PGCONNECT_TIMEOUT", "PGGSSDELEGATION"]
+    + ["PGGSSENCMODE", "PGGSSLIB", "PGKRBSRVNAME", "PGLOADBALANCEHOSTS", "PGPASSFILE", "PGPASSWORD"]
+    + ["PGREQUIREAUTH", "PGREQUIREPEER", "PGREQUIRESSL", "PGSERVICEFILE", "PGSSLCERT", "PGSSLCERTMODE"]
+    + ["PGSSLCOMPRESSION", "PGSSLCRL", "PGSSLCRLDIR", "PGSSLKEY", "PGSSLMAXPROTOCOLVERSION"]
+    + ["PGSSLMINPROTOCOLVERSION", "PGSSLMODE", "PGSSLNEGOTIATION", "PGSSLROOTCERT", "PGSSLSNI"]
+    + ["PGSYSCONFDIR", "PGTARGETSESSIONATTRS", "PG_CLUSTER_CONF_ROOT", "SSL_CERT_DIR", "SSL_CERT_FILE"]
+)
+# Which server they connect to, and as whom.
+_SERVER = frozenset(["PGHOST", "PGPORT", "PGUSER"])
+# The same, and they overrule a connection string: its host, and its database. PGCLUSTER is of Debian's
+# pg_wrapper(1).
+OVERRULING = frozenset(["PGCLUSTER", "PGHOSTADDR", "PGSERVICE"])
+
+# What restic and its ssh read of how to reach a store; everything else is said in OFFSITE_ENV.
+_STORING = frozenset(
+    ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "SSH_AUTH_SOCK", "SSL_CERT_DIR"]
+    + ["SSL_CERT_FILE", "XDG_CACHE_HOME", "all_proxy", "http_proxy", "https_proxy", "no_proxy"]
+)
+
+_ALSO_NEEDED = {
+    **dict.fromkeys(["pg_dump", "pg_dumpall", "pg_restore", "psql"], _CONNECTING | _SERVER | OVERRULING),
+    "restic": _STORING,
+}
+
+
+def environment(program: str, without: Iterable[str] = ()) -> dict[str, str]:
+    """What a program gets of our environment: what it needs, in UTC and plain English.
+
+    ``without``: variables that it does not get.
+    """
+    needed = (_NEEDED | _ALSO_NEEDED.get(program, frozenset())).difference(without)
+    kept = {name: value for name, value in os.environ.items() if name in needed}
+    return {**kept, "LC_ALL": "C.UTF-8", "TZ": "UTC"}
