@@ -1,4 +1,4 @@
-"""Telling from inodes alone that a source is what it was, without reading its files.
+"""Tells from inodes alone that a source has not changed, without reading its files.
 
 Every change of a file's content, owner, mode, attributes or names changes its ctime, which no
 program can set (inode(7)).
@@ -18,13 +18,13 @@ from .programs.tar import Source, tar_command
 from .system import calls, children
 from .system.trust import opened_as_resolved
 
-# A change within the tick of the clock that a walk has seen gets the same timestamp, in ns.
+# Changes within one tick of the clock get the same timestamp; in ns.
 _TICK = 2 * 10**9
 # A store through a mapping into a page that is still dirty changes no timestamp (file_update_time in the
 # kernel's page_mkwrite). The kernel writes dirty pages after 30 s (vm.dirty_expire_centisecs); in ns.
 _WRITEBACK = 60 * 10**9
 
-# As soon as so many directories wait to be walked, so many processes share them. The digest depends on both.
+# If this many directories wait to be walked, this many processes share them. The digest depends on both.
 _WAITING = 64
 _SHARES = 4
 
@@ -43,14 +43,14 @@ class Fingerprint(NamedTuple):
 
 
 def take(source: Source) -> Fingerprint | None:
-    """Walk the source. None if a part can't be examined, so that nothing can be told."""
+    """Walk the source. Returns None if a part can't be examined."""
     started = time.time_ns()
     digest = hashlib.blake2b(os.fsencode("\0".join([source.directory, *tar_command(source)])))
     try:
         with opened_as_resolved(source.directory) as walked:
             seen = _walk(source, digest)
-            # By descriptors it would take a third longer. Whoever exchanged it twice gains nothing but
-            # a wrong digest of their own files.
+            # Walking by descriptors would take a third longer. Whoever exchanges the directory twice gains
+            # nothing but a wrong digest of their own files.
             if not os.path.samestat(os.stat(source.directory), walked.status()):
                 return None
     except OSError:
@@ -60,7 +60,7 @@ def take(source: Source) -> Fingerprint | None:
 
 
 def settle(mark: Fingerprint, source: Source) -> bool:
-    """Whether a change since the source was read is certain to give another fingerprint.
+    """Whether any change since the source was read is certain to give another fingerprint.
 
     If dirty pages could hide one, they are written now, which takes as long as the disk needs; from
     then on a store into them changes the timestamps. Call it after the walk, and before tar reads.
@@ -78,7 +78,7 @@ def settle(mark: Fingerprint, source: Source) -> bool:
 
 
 class _Seen(NamedTuple):
-    """The newest timestamp that a walk has met, in ns, and whether all was on the source's device."""
+    """The newest timestamp that a walk found, in ns, and whether everything was on the source's device."""
 
     newest: int
     is_on_one_device: bool
@@ -89,7 +89,7 @@ class _Seen(NamedTuple):
 
 def _walk(source: Source, digest: "hashlib.blake2b") -> _Seen:
     """Add every inode to the digest."""
-    # Names as bytes: decoding and encoding all of them would take as long as hashing them.
+    # Names stay bytes: decoding and encoding them would take as long as hashing them.
     top = os.fsencode(source.directory)
     root = os.stat(os.path.join(source.directory, source.member) if source.member else source.directory)
     pruned = {os.path.join(top, os.fsencode(path)) for path in source.left_out}
@@ -106,7 +106,7 @@ def _walk(source: Source, digest: "hashlib.blake2b") -> _Seen:
 
 
 class _Share(NamedTuple):
-    """What one process has walked of a tree: a digest, and what was met."""
+    """What one process found in its share of a tree, and the digest."""
 
     digest: bytes
     seen: _Seen
@@ -121,23 +121,23 @@ class _Share(NamedTuple):
 
 
 class _Tree(NamedTuple):
-    """What is walked: all but what is ``pruned``, and, with ``stays``, but what is on another ``device``."""
+    """What to walk: all except ``pruned`` paths and, with ``stays``, other devices than ``device``."""
 
     pruned: frozenset[bytes]
     device: int
     stays: bool
 
     def walk(self, waiting: list[bytes], digest: "hashlib.blake2b", most: int = sys.maxsize) -> _Seen:
-        """Add to the digest what is in the waiting directories, and below, while fewer than ``most`` wait.
+        """Add to the digest everything in and below the waiting directories, while fewer than ``most`` wait.
 
-        ``waiting`` keeps those that were not walked.
+        Those that were not walked stay in ``waiting``.
         """
         newest, is_on_one_device = 0, True
         while 0 < len(waiting) < most:
             directory = waiting.pop()
             digest.update(directory + b"\0")
-            # As the directory has them: sorted, all would have to be kept. Another order of the same
-            # files is only taken for a change.
+            # In the directory's own order: sorting would have to keep them all. At worst, another order
+            # of the same files counts as a change.
             with os.scandir(directory) as entries:
                 for entry in entries:
                     if self.pruned and entry.path in self.pruned:
@@ -155,7 +155,7 @@ class _Tree(NamedTuple):
         return _Seen(newest, is_on_one_device)
 
     def walk_together(self, waiting: list[bytes]) -> list[_Share]:
-        """Walk the waiting directories, each share of them in a process of its own, the first in this one."""
+        """Walk the waiting directories in shares: the first in this process, the others each in its own."""
         first, *others = (partial(self._walk_share, waiting[n::_SHARES]) for n in range(_SHARES))
         with ExitStack() as stack:
             results = [stack.enter_context(children.beside(other)) for other in others]
@@ -168,7 +168,7 @@ class _Tree(NamedTuple):
 
 
 def _is_path(pattern: str) -> bool:
-    """Whether an EXCLUDE pattern names one path. Others are walked: that is never wrong, only slower."""
+    """Whether an EXCLUDE pattern names one path. What others match is walked: never wrong, only slower."""
     return pattern.startswith("./") and not re.search(r"[*?\[\\]", pattern)
 
 
