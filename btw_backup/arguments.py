@@ -1,4 +1,4 @@
-"""The arguments that commands share, converted once."""
+"""Arguments that several commands share, converted once."""
 
 import argparse
 from datetime import timedelta
@@ -8,7 +8,7 @@ from .times import parse_span
 
 
 def span(text: str) -> timedelta:
-    """For argparse: a time span on the command line."""
+    """Convert a time span on the command line, for argparse."""
     try:
         return parse_span(text)
     except ValueError as error:
@@ -16,33 +16,33 @@ def span(text: str) -> timedelta:
 
 
 def add_destination(parser: argparse.ArgumentParser) -> None:
-    """The directory of backups."""
+    """Add ``dst``, the directory of backups."""
     parser.add_argument("dst", help="the directory that holds the backups; it must exist")
 
 
 def add_at(parser: argparse._ActionsContainer, which: str = "point", listed_by: str = "list") -> None:
-    """Which point is meant, or which of something else that has a time."""
+    """Add ``--at``, which selects a point, or something else that has a time."""
     parser.add_argument(
         "--at",
         metavar="TIME",
-        help=f"the newest {which} not later than this: a time that {listed_by} prints, the day, hour or"
-        f" minute that it begins with, or a span before now, such as 3d (default: the newest {which})",
+        help=f"selects the newest {which} not later than this: a time that {listed_by} prints, the day, hour"
+        f" or minute that it begins with, or a span before now, such as 3d (default: the newest {which})",
     )
 
 
 def add_wait(parser: argparse.ArgumentParser) -> None:
-    """How long a command that writes waits for another."""
+    """Add ``--wait``: how long a command that writes waits for another."""
     parser.add_argument(
         "--wait",
         type=span,
         default=timedelta(),
         metavar="SPAN",
-        help="wait that long (such as 10m) for another run on dst to end, instead of exiting 75",
+        help="waits that long (such as 10m) for another run on dst to end, instead of exiting 75",
     )
 
 
 def add_owner(parser: argparse.ArgumentParser) -> None:
-    """Whom the created files are given to."""
+    """Add ``--uid``: who gets the created files."""
     parser.add_argument(
         "-u",
         "--uid",
@@ -50,5 +50,5 @@ def add_owner(parser: argparse.ArgumentParser) -> None:
         type=parse_owner,
         default=UNCHANGED,
         metavar="UID[:GID]",
-        help="give the created files to this user and group, by name or number, as chown does",
+        help="gives the created files to this user and group, by name or number, as chown does",
     )

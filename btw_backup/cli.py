@@ -19,17 +19,17 @@ COMMANDS = {
     "db": "makes a database backup",
     "fs-restore": "restores a filesystem hierarchy",
     "db-restore": "restores a database or the database globals",
-    "verify": "reads backups to their last byte and says which are damaged",
+    "verify": "reads backups to the last byte and reports damage",
     "prune": "removes backups that a retention policy does not keep",
-    "status": "says how old and how large the backups are",
+    "status": "reports the age and the size of backups",
     "sync": "sends backups to the off-site repository",
-    "fetch": "brings a destination back from the off-site repository",
-    "check-config": "says everything that is wrong with the configuration",
+    "fetch": "retrieves a destination from the off-site repository",
+    "check-config": "reports everything that is wrong with the configuration",
 }
 
 
 class _CommandParser(argparse.ArgumentParser):
-    """The parser of one command, whose module is imported when that is what the command line says."""
+    """The parser of one command. Its module is imported when the command line names it."""
 
     command = ""
     is_filled = False
@@ -50,7 +50,7 @@ class _CommandParser(argparse.ArgumentParser):
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
-    """The parser, with the arguments of all commands."""
+    """Return the parser, with the arguments of all commands."""
     parser, commands = _lazy_parser(prog)
     for command in commands:
         command.fill()
@@ -58,7 +58,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _lazy_parser(prog: str) -> tuple[argparse.ArgumentParser, list[_CommandParser]]:
-    """The parser, and those of the commands, which get their arguments when they are needed."""
+    """Return the parser, and those of the commands, which are filled when they are needed."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Backs up a server's file hierarchies and PostgreSQL databases.",
@@ -67,7 +67,7 @@ def _lazy_parser(prog: str) -> tuple[argparse.ArgumentParser, list[_CommandParse
     volume = parser.add_mutually_exclusive_group()
     volume.add_argument("-q", "--quiet", action="store_true", help="makes the command run quietly")
     volume.add_argument(
-        "-v", "--verbose", action="store_true", help="says what was done also when not on a terminal"
+        "-v", "--verbose", action="store_true", help="prints what was done even when not on a terminal"
     )
     parser.add_argument(
         "--config-dir",
@@ -94,7 +94,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "btw-backup") -> int:
     end_on_signals()
     messages = Messages(prog)
     try:
-        if list(argv) == ["--version"]:  # what scripts ask; the parser takes longer than all the rest
+        if list(argv) == [
+            "--version"
+        ]:  # scripts ask for it, and making the parser takes longer than the rest
             print(f"{prog} {__version__}", flush=True)
             return 0
         args = _lazy_parser(prog)[0].parse_args(argv)
@@ -104,7 +106,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "btw-backup") -> int:
         sys.stdout.flush()
     except Terminated as end:
         return 128 + end.signum
-    except BrokenPipeError:  # of our standard output, as in `list DST | head -1`
+    except BrokenPipeError:  # our standard output, as in `list DST | head -1`
         _drop_output()
         return 128 + signal.SIGPIPE
     except Error as error:
@@ -120,7 +122,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "btw-backup") -> int:
 
 
 def _drop_output() -> None:
-    """Drop what standard output does not take: trying again at exit makes the status 120 (Python 3.13)."""
+    """Drop what standard output does not take: Python 3.13 would try again and exit with 120."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -128,7 +130,7 @@ def _drop_output() -> None:
 
 
 def _open_standard_streams() -> None:
-    """Make sure that no file of a backup becomes what a program takes for its standard error."""
+    """Open missing standard streams, or a file of a backup could become a program's standard error."""
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(fd)

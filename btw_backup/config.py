@@ -1,4 +1,4 @@
-"""Configuration files, each read once into options that are checked."""
+"""Configuration files: each is read once, and its options are checked."""
 
 import os
 import re
@@ -30,8 +30,8 @@ class FsOptions(NamedTuple):
 class Offsite(NamedTuple):
     """Where off-site copies are kept, and when they are made and removed.
 
-    ``address`` is restic's name of a repository; ``env`` are variables that its store needs;
-    ``keep`` is None where no copy is ever removed.
+    ``address`` is restic's name of a repository; ``env`` holds variables that its store needs;
+    ``keep`` is None if no copy is ever removed.
     """
 
     address: str
@@ -52,7 +52,7 @@ NOTHING_GENERAL = General(NO_HOOKS, None)
 
 
 class DbOptions(NamedTuple):
-    """The options of a database's backup, or of the globals'."""
+    """The options of a backup of a database or of the globals."""
 
     limits: Limits
     server: Server
@@ -60,7 +60,7 @@ class DbOptions(NamedTuple):
 
 
 def load_general(config_dir: str) -> General:
-    """What the general ``config.py`` sets for all backups. Raises Error with every fault in it."""
+    """Load what the general ``config.py`` sets for all backups. Raises Error with all errors in it."""
     path = os.path.join(config_dir, "config.py")
     values = _load(path, GENERAL_OPTIONS)
     return General(_hooks(values), _offsite(values, path))
@@ -84,7 +84,7 @@ def _offsite(values: Mapping[str, Any], path: str) -> Offsite | None:
 
 
 def load_fs(path: str, general: General = NOTHING_GENERAL) -> FsOptions:
-    """The options in a working directory's ``config.py``. Raises Error with every fault in it."""
+    """Load the options in a working directory's ``config.py``. Raises Error with all errors in it."""
     values = _load(path, FS_OPTIONS, required=("TYPE",))
     return FsOptions(
         type=values["TYPE"],
@@ -98,7 +98,7 @@ def load_fs(path: str, general: General = NOTHING_GENERAL) -> FsOptions:
 
 
 def load_db(config_dir: str, name: str | None, general: General = NOTHING_GENERAL) -> DbOptions:
-    """The options for a database, or with None for the globals. Raises Error with every fault."""
+    """Load the options for a database, or with None for the globals. Raises Error with all errors."""
     values = _load(_db_file(config_dir, name), DB_OPTIONS)
     server = Server(values["CONNECTION"], values["RUN_AS"])
     return DbOptions(_limits(values), server, _hooks(values).within(general.hooks))
@@ -113,7 +113,7 @@ def check_database_name(name: str) -> None:
 
 
 def default_text(type_: str) -> str:
-    """The text of a new ``config.py``: the type, and every other option as a comment."""
+    """Return the text of a new ``config.py``: the type, and every other option as a comment."""
     parts = ["# Options of this backup. This file is executed as Python.\n"]
     for option in FS_OPTIONS:
         assignment = f"TYPE = {type_!r}" if option.name == "TYPE" else f"# {option.name} = {option.default!r}"
@@ -122,7 +122,7 @@ def default_text(type_: str) -> str:
 
 
 def database_names(config_dir: str) -> list[str | None]:
-    """The databases that have a configuration file; None stands for the globals."""
+    """Return the databases that have a configuration file; None stands for the globals."""
     names: set[str] = set()
     for directory in (config_dir, os.path.join(config_dir, "db")):
         with suppress(FileNotFoundError, NotADirectoryError):
@@ -141,7 +141,7 @@ def _limits(values: Mapping[str, Any]) -> Limits:
 
 
 def _db_file(config_dir: str, name: str | None) -> str:
-    """The file for a database; older versions looked under ``db/``."""
+    """Return the path of a database's file; older versions looked in ``db/``."""
     current = os.path.join(config_dir, f"{name or 'global'}.py")
     older = os.path.join(config_dir, "db", f"{name or 'global'}.py")
     if name == "config":  # CONFIG_DIR/config.py is the general file
@@ -154,24 +154,24 @@ def _db_file(config_dir: str, name: str | None) -> str:
 
 
 def _load(path: str, options: tuple[Option, ...], required: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Each option's checked value; defaults where there is no file. Raises Error with every fault."""
+    """Return each option's checked value, or its default. Raises Error with all errors in the file."""
     values = {o.name: None if o.default is None else o.convert(o.default) for o in options}
     text = read_trusted(path)
     if text is None and not required:
         return values
     found, lines = execute(text or b"", path)
     known = {option.name: option for option in options}
-    faults = [(1, f"{name} is not set: {known[name].about}") for name in required if name not in found]
+    errors = [(1, f"{name} is not set: {known[name].about}") for name in required if name not in found]
     for name, value in found.items():
         if name not in known:
-            faults.append((lines.get(name, 1), f"unknown option {name}{_nearest(name, known)}"))
+            errors.append((lines.get(name, 1), f"unknown option {name}{_nearest(name, known)}"))
             continue
         try:
             values[name] = known[name].convert(value)
         except ValueError as error:
-            faults.append((lines.get(name, 1), f"{name} {error}"))
-    if faults:
-        raise Error(*(f"{path}:{line}: {fault}" for line, fault in sorted(faults)))
+            errors.append((lines.get(name, 1), f"{name} {error}"))
+    if errors:
+        raise Error(*(f"{path}:{line}: {error}" for line, error in sorted(errors)))
     return values
 
 

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--global",
         dest="globals",
         action="store_true",
-        help="back up the globals (roles and tablespaces) instead of a database",
+        help="backs up the globals (roles and tablespaces) instead of a database",
     )
     add_owner(parser)
     add_wait(parser)
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
-    # Exit status 1, as the original has it: scripts know these texts.
+    # Not a usage error: scripts know these texts, and the exit status 1.
     if args.globals and args.db is not None:
         raise Error("-g (--global) cannot be used with a database name")
     if not args.globals and args.db is None:
@@ -75,7 +75,7 @@ def _back_up(
     options: DbOptions,
     messages: Messages,
 ) -> tuple[Stored | None, int]:
-    """Dump, and store the dump if it has changed. Also returns its size in bytes."""
+    """Dump, and store the dump if it has changed. Also return its size in bytes."""
     with destination.stage() as stage, stage.create(mirror) as dumped:
         with _latest(destination, mirror) as latest:
             before = None if latest is None else os.fstat(latest).st_size
@@ -92,7 +92,7 @@ def _back_up(
 
 @contextmanager
 def _latest(destination: LockedDestination, mirror: str) -> Iterator[int | None]:
-    """The newest dump, open, if there is one that can be added to."""
+    """Open the newest dump, if it is in a chain that can be added to."""
     latest = destination.latest_chain()
     if latest is None:
         yield None
@@ -112,6 +112,6 @@ def _dump(
         with stage.create(_PLAIN) as plain:
             postgres.dump_globals(options.server, plain)
             dumps.compress_globals(plain, output)
-        stage.remove(_PLAIN)  # what is staged is stored
+        stage.remove(_PLAIN)  # everything left in the stage is stored
         return
     postgres.dump(database, options.server, output, advance)

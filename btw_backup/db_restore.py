@@ -25,17 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--global",
         dest="globals",
         action="store_true",
-        help="replay the globals (roles and tablespaces); roles that exist already are no failure",
+        help="replays the globals (roles and tablespaces); existing roles are not an error",
     )
-    parser.add_argument("--create", action="store_true", help="create the database, which must not exist")
+    parser.add_argument("--create", action="store_true", help="creates the database, which must not exist")
     parser.add_argument(
-        "--clean", action="store_true", help="replace what the database holds of the same names"
-    )
-    parser.add_argument(
-        "--jobs", type=_jobs, default=1, metavar="N", help="restore with N connections in parallel"
+        "--clean", action="store_true", help="replaces objects of the same names in the database"
     )
     parser.add_argument(
-        "--output", metavar="FILE", help="write the dump itself to a new file (- for standard output)"
+        "--jobs", type=_jobs, default=1, metavar="N", help="restores with N connections in parallel"
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", help="writes the dump itself to a new file (- for standard output)"
     )
     add_destination(parser)
     parser.add_argument("db", nargs="?", help="the name of the database to restore into")
@@ -102,7 +102,7 @@ def _restore_into(database: str, dumped: int, server: postgres.Server, jobs: int
 
 
 def _write(content: Content, path: str) -> None:
-    """Write the stored file to a new file that appears when it is whole."""
+    """Write the stored file to a new file, which is removed again if that fails."""
     if path == "-":
         content.pump(lambda block: write_all(sys.stdout.fileno(), block))
         return

@@ -1,4 +1,4 @@
-"""``btw-backup fetch``: brings a destination back from the off-site repository."""
+"""``btw-backup fetch``: retrieves a destination from the off-site repository."""
 
 import argparse
 import os
@@ -21,15 +21,15 @@ EXAMPLE = "btw-backup fetch --at 3d /var/backups/etc /var/backups/etc"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_at(parser, "copy", "--list")
-    parser.add_argument("--list", action="store_true", help="only list the copies: time and NAME of each")
+    parser.add_argument("--list", action="store_true", help="only lists the copies: time and NAME of each")
     parser.add_argument(
         "name",
         metavar="NAME",
         nargs="?",
-        help="the path that the destination had; where several servers send to the repository, as --list"
+        help="the path that the destination had; if several servers send to the repository, as --list"
         " prints it: server:/var/backups/etc",
     )
-    parser.add_argument("target", nargs="?", help="where to put it; missing, or an empty directory")
+    parser.add_argument("target", nargs="?", help="where to put it: a missing or empty directory")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,7 +64,7 @@ def _full_name(copy: Copy) -> str:
 
 
 def _named(copies: Sequence[Copy], name: str) -> list[Copy]:
-    """The copies of this name. Raises Error, with the names that there are, where there is none."""
+    """Return the copies of this name. If there are none, raise Error, which lists the known names."""
     found = [copy for copy in copies if os.path.normpath(name) == copy.name or name == _full_name(copy)]
     if not found:
         known = ", ".join(sorted({_full_name(copy) for copy in copies})) or "it holds none"
@@ -73,7 +73,7 @@ def _named(copies: Sequence[Copy], name: str) -> list[Copy]:
 
 
 def _fetch(repository: Repository, copy: Copy, target: str) -> None:
-    """Restore beside the target's marker, and move all to its place when it is there and compared."""
+    """Restore next to the target's marker, compare, and only then move everything to its place."""
     with restoring(target) as top:
         repository.restore(copy.snapshot.id, top.fileno())
         with top.open(TREE) as tree:

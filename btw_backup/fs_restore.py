@@ -22,9 +22,9 @@ EXAMPLE = "btw-backup fs-restore --at 3d /var/backups/etc /root/etc-restored hos
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_at(parser)
     add_destination(parser)
-    parser.add_argument("target", help="where to restore to; missing, or an empty directory")
+    parser.add_argument("target", help="where to restore to: a missing or empty directory")
     parser.add_argument(
-        "path", nargs="*", help="restore only this file or directory, named relative to the source"
+        "path", nargs="*", help="a file or directory to restore, relative to the source (default: everything)"
     )
 
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _member(path: str) -> str:
-    """The archive's name for a path. Raises Error for one that leads out of the source."""
+    """Return the archive's name for a path. Raises Error if the path leads out of the source."""
     normal = os.path.normpath("/" + path)
     if ".." in path.split("/") or not path:
         raise Error(f"not a path in the backup: {path!r}")
@@ -63,15 +63,15 @@ def _restore(content: Content, target: str, members: list[str], advance: Callabl
 
 
 def _remove_extra(name: str, top: Directory) -> None:
-    """Remove a file that was not asked for, and the directories that were made for it alone."""
+    """Remove a file that was not asked for, and the directories that were made only for it."""
     *above, last = [part for part in name.split("/") if part not in ("", ".")]
     with ExitStack() as opened:
         passed = [top]
         for part in above:
-            # What was unpacked may hold a link in the place of a directory: none is followed.
+            # An archive may hold a link in the place of a directory: none is followed.
             passed.append(opened.enter_context(passed[-1].open(part)))
         passed[-1].unlink(last)
-        with suppress(OSError):  # one that is not empty was asked for, or holds what was
+        with suppress(OSError):  # a directory that is not empty holds what was asked for
             while above:
                 passed.pop()
                 os.rmdir(above.pop(), dir_fd=passed[-1].fileno())

@@ -22,9 +22,9 @@ _HEAD = ("backup", "kind", "stored", "restored", "age")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
-        "-l", "--long", action="store_true", help="also say how large and how old each point is"
+        "-l", "--long", action="store_true", help="also prints the size and the age of each point"
     )
-    form.add_argument("--json", action="store_true", help="the same for programs: an array of objects")
+    form.add_argument("--json", action="store_true", help="prints the same for programs: an array of objects")
     add_destination(parser)
 
 
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def table(points: Sequence[Measured], now: datetime) -> list[str]:
-    """The lines of ``--long``: one to name the columns, and one for each point."""
+    """Return the lines of ``--long``: one that names the columns, and one for each point."""
     rows = [_ROW.format(*_HEAD)] if points else []
     for point in points:
         name = f" {format_moment(point.time)}" if point.kind == "incremental" else point.backup
@@ -56,7 +56,7 @@ def table(points: Sequence[Measured], now: datetime) -> list[str]:
 
 
 def objects(points: Sequence[Measured], now: datetime) -> list[dict[str, Any]]:
-    """What ``--json`` prints: sizes in bytes, the age in seconds."""
+    """Return what ``--json`` prints: sizes in bytes, the age in seconds."""
     return [
         {
             "backup": point.backup,

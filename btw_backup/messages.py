@@ -1,4 +1,4 @@
-"""What the program says: errors and warnings, and the closing line of a backup."""
+"""What the program prints: errors and warnings, and the closing line of a backup."""
 
 import os
 import sys
@@ -27,7 +27,7 @@ def show(text: str) -> None:
 
 
 def _say(line: str) -> None:
-    """Write a line to stderr. Where that is broken, nobody hears the rest, and the work goes on."""
+    """Write a line to stderr. If that is broken, the rest is dropped, and the work goes on."""
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:
@@ -57,7 +57,7 @@ class Messages:
         self._quiet = quiet
 
     def error(self, text: str) -> None:
-        """Say what failed."""
+        """Print what failed."""
         _say(f"{self.prog}: {one_line(text)}")
 
     def said(self, text: str) -> None:
@@ -66,20 +66,20 @@ class Messages:
             _say(one_line(line))
 
     def warning(self, text: str) -> None:
-        """Say what the administrator should know, although the run goes on."""
+        """Print what the administrator should know, although the run goes on."""
         if not self._quiet:
             self.error(f"warning: {text}")
 
     def closing(self, text: str) -> None:
-        """Say what was made: on a terminal, or with -v."""
+        """Print what was made: on a terminal, or with -v."""
         if self._closing:
             self.error(text)
 
     @contextmanager
     def progress(self, total: int | None = None) -> Iterator[Callable[[int], None]]:
-        """A bar on a terminal that can show one; the result is called with each number of bytes done.
+        """Show a bar on a terminal that can. What this yields is to be called with each number of bytes done.
 
-        ``total``: how many bytes are expected, None where nobody knows.
+        ``total``: how many bytes are expected; None if that is not known.
         """
         if not self._bar:
             yield lambda count: None
@@ -91,7 +91,7 @@ class Messages:
 
 
 def _advance(bar: "tqdm[Any]", count: int) -> None:
-    """Move on; an estimate that has been passed is none."""
+    """Advance the bar; drop an estimate that proves too small."""
     if bar.total is not None and bar.n + count > bar.total:
         bar.total = None
     bar.update(count)

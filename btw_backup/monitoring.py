@@ -53,7 +53,7 @@ class Facts(NamedTuple):
 
 
 class Report(NamedTuple):
-    """A destination and its state. ``problem`` is empty where all is well, ``facts`` None where unknown."""
+    """A destination and its state. ``problem`` is empty if all is well; ``facts`` is None if unknown."""
 
     dst: str
     state: State
@@ -62,7 +62,7 @@ class Report(NamedTuple):
 
 
 def judge(facts: Facts, now: datetime, max_age: timedelta | None) -> tuple[State, str]:
-    """The state of a destination and what is wrong with it, empty where nothing is."""
+    """Return the state of a destination, and what is wrong with it, or an empty string."""
     if facts.success is None:
         return (State.WARNING if max_age is None else State.CRITICAL), "no backups yet"
     if max_age is not None and now - facts.success > max_age:
@@ -82,12 +82,12 @@ def judge(facts: Facts, now: datetime, max_age: timedelta | None) -> tuple[State
 
 
 def worst(states: Sequence[State]) -> State:
-    """The worst of at least one state."""
+    """Return the worst of at least one state."""
     return max(states, key=_RISING.index)
 
 
 def line(report: Report, now: datetime, max_age: timedelta | None) -> str:
-    """One line in the form of a monitoring plugin: words, a bar, and performance data."""
+    """Return a line in the form of a monitoring plugin: text, a bar, and performance data."""
     words = [report.problem] if report.problem else []
     data = ""
     if report.facts is not None:
@@ -121,7 +121,7 @@ def _seconds(since: datetime, now: datetime) -> int:
 
 
 def as_object(report: Report, now: datetime) -> dict[str, Any]:
-    """What ``--json`` prints of a destination: sizes in bytes, the age in seconds, null for unknown."""
+    """Return what ``--json`` prints for a destination: sizes in bytes, ages in seconds, null if unknown."""
     facts = report.facts or Facts(None, None, 0, 0, False)
     known = report.facts is not None
     copied = facts.copies and facts.copies.newest
@@ -145,7 +145,7 @@ _METRICS: tuple[tuple[str, str, Callable[[Facts], datetime | int | None]], ...] 
     ("newest_point_timestamp_seconds", "When the newest point was made.", lambda facts: facts.newest),
     (
         "last_success_timestamp_seconds",
-        "When a run last succeeded, also where nothing had changed.",
+        "When a run last succeeded, even if nothing had changed.",
         lambda facts: facts.success,
     ),
     ("points", "The number of points that can be restored.", lambda facts: facts.points),
@@ -159,7 +159,7 @@ _METRICS: tuple[tuple[str, str, Callable[[Facts], datetime | int | None]], ...] 
 
 
 def exposition(reports: Sequence[Report]) -> str:
-    """The text that Prometheus reads; what is unknown is left out."""
+    """Return the text that Prometheus reads; unknown values are left out."""
     known = [(report.dst, report.facts) for report in reports if report.facts is not None]
     text = ""
     for name, about, measure in _METRICS:
@@ -178,8 +178,8 @@ def _escaped(label: str) -> str:
 
 
 def replace(path: str, content: bytes) -> None:
-    """Write a file that everybody may read, in one step: it is there as it was, or whole."""
-    # The collector reads all names that end in .prom.
+    """Replace a file that everybody may read, in one step: nobody sees it half written."""
+    # The collector reads every file whose name ends in .prom.
     where = os.path.dirname(path) or "."
     fd, prepared = tempfile.mkstemp(dir=where, prefix=".btw-backup.", suffix=".tmp")
     try:

@@ -1,4 +1,4 @@
-"""The off-site copy of a destination: what belongs to it, when it must be sent, and how it is found again.
+"""The off-site copies of a destination: what belongs to one, when it is sent, and how it is found again.
 
 What is sent is a hard-linked copy of the destination, made under its lock. The lock is free again
 while restic reads that copy, so backups go on meanwhile and the snapshot is of one moment.
@@ -45,16 +45,16 @@ class State(NamedTuple):
     newest: datetime
 
     def digest(self) -> str:
-        """A digest that changes with any of them."""
+        """A digest that changes if any of them does."""
         return hashlib.sha256(repr(sorted(self.nodes)).encode(errors="surrogateescape")).hexdigest()
 
     def size(self) -> int:
-        """Of all files, in bytes."""
+        """The size of all files, in bytes."""
         return sum(node.size for node in self.nodes)
 
 
 def examine(destination: Destination) -> State:
-    """The state of a destination. Raises Error if it holds nothing: that is never sent."""
+    """Examine a destination. Raises Error if it is empty: an empty one is never sent."""
     check_holds(destination)
     directory = destination.directory
     nodes = [node for name in backup_names(destination) for node in _nodes(name, directory, "")]
@@ -94,7 +94,7 @@ class Copy(NamedTuple):
     newest: datetime
 
 
-# What a snapshot is known by: restic gives paths back only where they are UTF-8.
+# Tags identify a snapshot: restic returns paths unchanged only if they are UTF-8.
 _NAME = "destination:"
 _NEWEST = "newest:"
 
@@ -104,7 +104,7 @@ def _name_tag(name: str) -> str:
 
 
 def _copy(snapshot: Snapshot) -> Copy | None:
-    """None for a snapshot of something else."""
+    """Read a snapshot's tags. Returns None for a snapshot of something else."""
     names = [tag.removeprefix(_NAME) for tag in snapshot.tags if tag.startswith(_NAME)]
     points = [parse_moment(tag.removeprefix(_NEWEST)) for tag in snapshot.tags if tag.startswith(_NEWEST)]
     if len(names) != 1 or len(points) != 1 or points[0] is None:
@@ -113,10 +113,10 @@ def _copy(snapshot: Snapshot) -> Copy | None:
 
 
 def differences(copy: Copy, nodes: Iterable[Node], state: State) -> list[str]:
-    """What a copy that holds these nodes has otherwise than the destination, as lines."""
+    """Return lines that tell how a copy that holds these nodes differs from the destination."""
     sent = {path: node._replace(path=path) for node in nodes if (path := node.path.removeprefix(f"/{TREE}"))}
     sent.pop(f"/{LOG}", None)
-    # restic prints what is not UTF-8 so.
+    # restic prints names that are not UTF-8 like this.
     shown = {node: os.fsencode(node.path).decode(errors="replace") for node in state.nodes}
     here = {path: node._replace(path=path) for node, path in shown.items()}
     time = format_moment(copy.snapshot.time)
@@ -129,7 +129,7 @@ def differences(copy: Copy, nodes: Iterable[Node], state: State) -> list[str]:
 
 
 def configured(config_dir: str) -> tuple[Offsite, Repository]:
-    """What the configuration says of off-site copies. Raises Error where it says nothing."""
+    """Load the settings of off-site copies. Raises Error if there are none."""
     settings = load_general(config_dir).offsite
     if settings is None:
         raise Error(
@@ -139,26 +139,26 @@ def configured(config_dir: str) -> tuple[Offsite, Repository]:
 
 
 def repository(settings: Offsite) -> Repository:
-    """The repository that is configured. Raises Error where its password file can't be trusted."""
+    """Return the configured repository. Raises Error if its password file can't be trusted."""
     if not read_trusted(settings.password_file):
         raise Error(f"{settings.password_file}: OFFSITE_PASSWORD_FILE is missing or empty")
     return Repository(settings.address, settings.password_file, settings.env)
 
 
 def copies(snapshots: Sequence[Snapshot]) -> list[Copy]:
-    """Those snapshots that are of destinations, oldest first."""
+    """Return the snapshots of destinations, oldest first."""
     return [copy for snapshot in snapshots if (copy := _copy(snapshot))]
 
 
 def own_copies(snapshots: Sequence[Snapshot], name: str) -> list[Copy]:
-    """The copies of a destination of this machine, oldest first. ``name``: the path of its directory."""
+    """Return the copies of a destination on this machine, oldest first. ``name`` is its real path."""
     return [
         copy for copy in copies(snapshots) if (copy.name, copy.snapshot.host) == (name, restic.this_host())
     ]
 
 
 def _note_sent(view: View, state: State, address: str) -> None:
-    """Remember that the repository has what a view shows."""
+    """Remember that the repository has the state of a view."""
     with suppress(OSError):  # without it the repository is asked
         with view.directory.create(_SENT) as fd:
             write_all(fd, _sent_line(state, address))
@@ -186,10 +186,10 @@ def send(
     *,
     replace: bool = False,
 ) -> int | None:
-    """Store the state that a view holds; None where the repository has it.
+    """Store the state that a view holds. Returns None if the repository has it.
 
-    ``replace``: also where the destination holds nothing of what it held. Returns how many bytes the
-    repository grew by.
+    Otherwise returns how many bytes the repository grew by. ``replace``: also do it if the destination
+    holds nothing of what it held.
     """
     own = own_copies(repository.snapshots(), view.name)
     if own and _follows(view.path, state, own[-1], list(repository.nodes(own[-1].snapshot.id)), replace):
@@ -209,11 +209,11 @@ def send(
 
 
 def _follows(path: str, state: State, newest: Copy, nodes: Sequence[Node], replace: bool) -> bool:
-    """Whether the newest copy, which holds these nodes, is what a view holds.
+    """Whether the newest copy, which holds these nodes, equals a view.
 
-    It is compared itself, not what was noted of it: restic stores what it can read, and may be killed
-    before a copy that is not whole is taken back.
-    Raises Error where the view must not be stored after that copy.
+    This compares the copy itself, not a note about it: restic stores what it can read, and a kill may
+    come before an incomplete copy is removed.
+    Raises Error if the view must not be stored after that copy.
     """
     time = newest.snapshot.time
     if time > datetime.now(UTC):
@@ -231,7 +231,7 @@ def _follows(path: str, state: State, newest: Copy, nodes: Sequence[Node], repla
 
 
 def _options(policy: Policy) -> list[str]:
-    """The policy as restic's options; the newest copy always stays."""
+    """Return the policy as restic's options; the newest copy always stays."""
     counts = {**policy._asdict(), "last": max(policy.last, 1)}
     within = counts.pop("within")
     options = [f"--keep-{word}={count}" for word, count in counts.items() if count]
@@ -242,7 +242,7 @@ def _options(policy: Policy) -> list[str]:
 
 
 class Sending:
-    """Sends what a backup has stored, and what earlier runs could not send. Made by ``sending``."""
+    """Sends what a backup stored, and what earlier runs could not send. Made by ``sending``."""
 
     def __init__(self, settings: Offsite | None, messages: Messages, views: ExitStack) -> None:
         self._settings = settings if settings is not None and settings.auto else None
@@ -279,6 +279,6 @@ class Sending:
 
 @contextmanager
 def sending(settings: Offsite | None, messages: Messages) -> Iterator[Sending]:
-    """Send a destination that the block works on, if the configuration asks for that."""
+    """Send the destination that the block works on, if the configuration says so."""
     with ExitStack() as views:
         yield Sending(settings, messages, views)

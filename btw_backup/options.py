@@ -1,4 +1,4 @@
-"""The options that configuration files may set: how each is checked and converted, and what it is about."""
+"""The options that configuration files may set: their checks, conversions and descriptions."""
 
 import re
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def _patterns(value: Any) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
         raise ValueError(f"must be a list of tar patterns, not {value!r}")
     for item in value:
-        # GNU tar compares with ./path: such a pattern matches nothing, without a word.
+        # GNU tar compares with ./path: such a pattern silently matches nothing.
         if item.startswith("/") or item.endswith("/") or not item or "\0" in item:
             raise ValueError(f"{item!r} matches nothing: write it like './var/cache' or '*.o'")
     return tuple(value)
@@ -86,7 +86,7 @@ def _variables(value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not all(
         isinstance(part, str) for pair in value.items() for part in pair
     ):
-        raise ValueError("must be a dictionary of environment variables, strings all")
+        raise ValueError("must be a dictionary of environment variables, all of them strings")
     for name, text in value.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or "\0" in text:
             raise ValueError(f"{name!r} is not an environment variable")
@@ -126,9 +126,11 @@ _CHAINS = (
     ),
 )
 _HOOKS = (
-    Option("BEFORE", _hook, [], "What is run before: a command line (a list) or a function of one argument."),
-    Option("AFTER", _hook, [], "What is run after, whatever became of the backup."),
-    Option("ON_FAILURE", _hook, [], "What is run when the backup failed."),
+    Option(
+        "BEFORE", _hook, [], "Runs before the backup: a command line (a list) or a function of one argument."
+    ),
+    Option("AFTER", _hook, [], "Runs after the backup, successful or not."),
+    Option("ON_FAILURE", _hook, [], "Runs if the backup failed."),
 )
 GENERAL_OPTIONS = (
     *_HOOKS,
@@ -137,15 +139,15 @@ GENERAL_OPTIONS = (
     ),
     Option("OFFSITE_PASSWORD_FILE", _text, None, "The file that holds the repository's password."),
     Option("OFFSITE_ENV", _variables, {}, "Environment variables for restic: credentials of the store."),
-    Option("OFFSITE_AUTO", _flag, False, "Whether each backup that stored something is sent at once."),
+    Option("OFFSITE_AUTO", _flag, False, "Whether each backup that stored something is sent right away."),
     Option(
         "OFFSITE_KEEP", _policy, {}, "Which off-site copies are kept, such as {'daily': 14}; default: all."
     ),
 )
 FS_OPTIONS = (
-    Option("TYPE", _one_of(TYPES), None, "What is made: 'rdiff' (chains of incrementals) or 'tar'."),
+    Option("TYPE", _one_of(TYPES), None, "The type of backup: 'rdiff' (chains of incrementals) or 'tar'."),
     *_CHAINS,
-    Option("EXCLUDE", _patterns, [], "What is left out: tar patterns, such as ['./tmp', '*.o']."),
+    Option("EXCLUDE", _patterns, [], "Tar patterns to leave out, such as ['./tmp', '*.o']."),
     Option("ONE_FILE_SYSTEM", _flag, False, "Whether to stay on the file system of the source."),
     Option(
         "COMPRESSION",
@@ -157,13 +159,13 @@ FS_OPTIONS = (
         "QUICK_CHECK",
         _flag,
         True,
-        "Whether files with unchanged inodes are taken for unchanged without reading them.",
+        "Whether files with unchanged inodes count as unchanged without being read.",
     ),
     *_HOOKS,
 )
 DB_OPTIONS = (
     *_CHAINS,
     Option("CONNECTION", _connection, None, "A libpq connection string, without a dbname."),
-    Option("RUN_AS", _account, None, "The system's user that runs the PostgreSQL programs."),
+    Option("RUN_AS", _account, None, "The local user that runs the PostgreSQL programs."),
     *_HOOKS,
 )

@@ -11,10 +11,10 @@ from .errors import Usage
 _COUNTS = {
     "last": "the newest N points",
     "hourly": "the newest point of each of the last N hours that have one",
-    "daily": "the same of days",
-    "weekly": "the same of weeks",
-    "monthly": "the same of months",
-    "yearly": "the same of years",
+    "daily": "the same for days",
+    "weekly": "the same for weeks",
+    "monthly": "the same for months",
+    "yearly": "the same for years",
 }
 
 EXAMPLE = "btw-backup prune --dry-run --keep-daily 14 --keep-monthly 12 /var/backups/etc"
@@ -22,15 +22,15 @@ EXAMPLE = "btw-backup prune --dry-run --keep-daily 14 --keep-monthly 12 /var/bac
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-n", "--dry-run", action="store_true", help="only show what would be kept and removed, and why"
+        "-n", "--dry-run", action="store_true", help="only shows what would be kept and removed, and why"
     )
     for word, about in _COUNTS.items():
-        parser.add_argument(f"--keep-{word}", type=_count, default=0, metavar="N", help=f"keep {about}")
+        parser.add_argument(f"--keep-{word}", type=_count, default=0, metavar="N", help=f"keeps {about}")
     parser.add_argument(
         "--keep-within",
         type=span,
         metavar="SPAN",
-        help="keep all points that are less than this older than the newest, such as 14d",
+        help="keeps all points that are less than this older than the newest, such as 14d",
     )
     add_wait(parser)
     add_destination(parser)

@@ -1,4 +1,4 @@
-"""``btw-backup status``: says how old and how large the backups are.
+"""``btw-backup status``: reports the age and the size of backups.
 
 Its lines and exit statuses are those that Nagios and its relatives read.
 """
@@ -28,11 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-age",
         type=span,
         metavar="SPAN",
-        help="how long ago the last success may be, such as 26h; longer is CRITICAL (default: any time)",
+        help="sets how long ago the last success may be, such as 26h; longer is CRITICAL (default: any time)",
     )
-    parser.add_argument("--json", action="store_true", help="print an array of objects instead of lines")
+    parser.add_argument("--json", action="store_true", help="prints an array of objects instead of lines")
     parser.add_argument(
-        "--prometheus", metavar="FILE", help="also write FILE for node_exporter's textfile collector"
+        "--prometheus", metavar="FILE", help="also writes FILE for node_exporter's textfile collector"
     )
     parser.add_argument("dst", nargs="+", help="a directory that holds backups")
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _snapshots(config_dir: str) -> tuple[list[Snapshot] | None, str]:
-    """What the off-site repository holds, None where there is none; and why it could not be asked."""
+    """Return what the off-site repository holds, None if there is none; and why it can't be reached."""
     try:
         settings = load_general(config_dir).offsite
         return (None if settings is None else offsite.repository(settings).snapshots()), ""
@@ -69,7 +69,7 @@ def _snapshots(config_dir: str) -> tuple[list[Snapshot] | None, str]:
 
 
 def _unreached(report: Report) -> Report:
-    """The report where nothing is known of the off-site copies."""
+    """Return the report for when nothing is known about the off-site copies."""
     if report.problem:
         return report
     return report._replace(state=State.WARNING, problem="the off-site repository cannot be asked")
@@ -85,7 +85,7 @@ def _report(dst: str, now: datetime, max_age: timedelta | None, snapshots: list[
 
 
 def examine(destination: Destination, snapshots: Sequence[Snapshot] | None = None) -> Facts:
-    """What a destination holds. Raises Error or OSError if it can't be read.
+    """Examine what a destination holds. Raises Error or OSError if it can't be read.
 
     ``snapshots``: what the off-site repository holds, None if there is none.
     """
@@ -111,9 +111,9 @@ def _copies(destination: Destination, snapshots: Sequence[Snapshot]) -> CopyFact
 
 
 def _used(destination: Directory) -> int:
-    """The space that everything below a destination takes, in bytes; hard links count once.
+    """Return the space that everything below a destination takes, in bytes; hard links count once.
 
-    What may not be read, such as the private directory where we are not root, counts as empty.
+    Unreadable directories, such as the private one if we are not root, count as empty.
     """
     argv = ["du", "--summarize", "--block-size=1", "."]
     with process.Program(argv, stdout=process.PIPE, cwd=destination.fileno()) as program:

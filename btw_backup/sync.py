@@ -20,12 +20,12 @@ EXAMPLE = "btw-backup sync /var/backups/etc /var/backups/shop"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--init", action="store_true", help="first make the repository: needed once")
-    parser.add_argument("-n", "--dry-run", action="store_true", help="only show what would be sent")
+    parser.add_argument("--init", action="store_true", help="first makes the repository: needed once")
+    parser.add_argument("-n", "--dry-run", action="store_true", help="only shows what would be sent")
     parser.add_argument(
         "--replace",
         action="store_true",
-        help="send a destination also where it holds none of the backups of its newest copy",
+        help="sends a destination even if it holds none of the backups of its newest copy",
     )
     add_wait(parser)
     parser.add_argument("dst", nargs="*", help="a directory that holds backups")
@@ -80,7 +80,7 @@ def _send(
 
 @contextmanager
 def _view(dst: str, warn: Callable[[str], None], wait: timedelta) -> Iterator[tuple[View, offsite.State]]:
-    """A view of the destination and its state, as soon as no other run works on it, and none sends it."""
+    """Yield a view of the destination and its state, as soon as no other run works on it or sends it."""
     deadline = time.monotonic() + wait.total_seconds()
     with ExitStack() as later:
         while True:

@@ -9,7 +9,7 @@ from .errors import Error
 
 
 def parse_span(text: str) -> timedelta:
-    """The span that ``pytimeparse`` reads, such as ``24h``. Raises ValueError."""
+    """Convert a span that ``pytimeparse`` reads, such as ``24h``. Raises ValueError."""
     seconds = timeparse(text)
     if seconds is None or seconds < 0:
         raise ValueError(f"must be a time span such as '24h' or '7d', not {text!r}")
@@ -23,7 +23,7 @@ _MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 
 
 def parse_moment(text: str) -> datetime | None:
-    """The UTC time that a backup's name says, such as ``2026-11-22T22:16:17``; None if none."""
+    """Convert a backup's name, such as ``2026-11-22T22:16:17``, to its UTC time; None if it is not one."""
     if not _MOMENT.fullmatch(text):
         return None
     try:
@@ -46,7 +46,7 @@ _PERIODS = {
 
 
 def last_moment(text: str) -> datetime | None:
-    """The last second of the day, hour, minute or second that the text names; None if none."""
+    """Return the last second of the day, hour, minute or second that the text names; None if none."""
     for form, period in _PERIODS.items():
         try:
             return datetime.strptime(text, form).replace(tzinfo=UTC) + period - timedelta(seconds=1)

@@ -22,7 +22,7 @@ _PREPARED = "tarball"
 
 
 class Stored(NamedTuple):
-    """What a run added. ``size`` is what it added to the destination, in bytes."""
+    """What a run added. ``size`` is how much the destination grew, in bytes."""
 
     kind: str
     time: datetime
@@ -30,7 +30,7 @@ class Stored(NamedTuple):
 
 
 def summary(stored: Stored | None, of: int, seconds: float) -> str:
-    """The closing line of a backup of ``of`` bytes; None: nothing had changed."""
+    """Return the closing line of a backup of ``of`` bytes; ``stored`` is None if nothing had changed."""
     if stored is None:
         compared = f"{size(of)} compared, " if of else ""
         return f"nothing has changed: {compared}{seconds:.1f} s"
@@ -67,7 +67,7 @@ class NewPoint:
         self._running = ExitStack()
 
     def __enter__(self) -> Self:
-        """Do at once what can be done before the file is there: copy the chain, start rdiff-backup."""
+        """Do what can be done before the file is there: copy the chain, start rdiff-backup."""
         try:
             with naming(self._destination.path):
                 try:
@@ -83,7 +83,7 @@ class NewPoint:
         self._running.close()
 
     def commit(self) -> Stored:
-        """Store the point: checked, on the disk, and visible. Raises Error, and then nothing has happened."""
+        """Store the point: checked, on the disk, and visible. If it raises Error, nothing has happened."""
         destination = self._destination
         with naming(destination.path), room_on(destination.path, destination.run):
             try:
@@ -103,7 +103,7 @@ class NewPoint:
             return stored
 
     def _prepare(self) -> None:
-        """Make the working chain: of the one that is extended, or a new one."""
+        """Make the working chain: a copy of the one to extend, or a new one."""
         destination = self._destination
         visible = None
         if self._extended is not None:
@@ -121,7 +121,7 @@ class NewPoint:
             raise Error(f"{error} (in {destination.path})", said=error.said) from error
         if destination.run.is_full():
             raise error
-        self._running.close()  # what was made in vain goes first: its room may be needed
+        self._running.close()  # remove the failed attempt first: its room may be needed
         self._broken = f"{self._extended.name} ({error})"
         self._extended = None
         self._prepare()
@@ -144,7 +144,7 @@ class NewPoint:
 
 
 def _replace(destination: LockedDestination, name: str) -> None:
-    """Exchange by two renames; a run that comes after a kill between them finishes the work."""
+    """Exchange by two renames. After a kill between them, the next run finishes the work."""
     destination.private.make(REPLACED)
     with destination.private.open(REPLACED) as aside:
         destination.directory.rename(name, aside)
@@ -178,7 +178,7 @@ class NewTarball:
         self._running.close()
 
     def commit(self, size: int) -> Stored:
-        """Store it. ``size``: of the archive in it, in bytes. Raises Error, and then nothing has happened."""
+        """Store it. ``size`` is its archive's, in bytes. If it raises Error, nothing has happened."""
         destination = self._destination
         with naming(destination.path):
             remember_size(self.file, size)

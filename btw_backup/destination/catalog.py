@@ -1,4 +1,4 @@
-"""What a destination holds: its backups and their points, read from names alone."""
+"""What a destination holds: its backups and their restore points, read from names alone."""
 
 import os
 import re
@@ -20,7 +20,7 @@ GLOBALS = "global.sql.bz2"
 # The endings of tarballs, and how each is compressed.
 ENDINGS = {".tbz": "bzip2", ".tar.zst": "zstd", ".tar.gz": "gzip", ".tar.xz": "xz", ".tar": "none"}
 ENDING_OF = {compression: ending for ending, compression in ENDINGS.items()}
-# What sha256sum(1) writes, beside a tarball that is not compressed.
+# The ending of a file that sha256sum(1) can check, next to an uncompressed tarball.
 CHECKSUM = ".sha256"
 _TARBALL = re.compile(r"([^.]+)(\.[.a-z]+)")
 
@@ -42,7 +42,7 @@ class Backup(NamedTuple):
 
     @property
     def compression(self) -> str:
-        """How its file is compressed; that of a chain is plain."""
+        """How its file is compressed; that of a chain is not."""
         return "none" if self.is_chain else ENDINGS[self.name[self.name.index(".") :]]
 
     @property
@@ -51,7 +51,7 @@ class Backup(NamedTuple):
 
 
 class Catalog(NamedTuple):
-    """The backups of a destination, oldest first, and of each that can't be read what is wrong with it."""
+    """The backups of a destination, oldest first, and what is wrong with each entry that can't be read."""
 
     backups: tuple[Backup, ...]
     broken: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ class Limits(NamedTuple):
 
 
 def full_backup_due(chain: Backup | None, now: datetime, limits: Limits) -> bool:
-    """Whether the next point must be a full backup, ``chain`` being what it could be added to."""
+    """Whether the next point must be a full backup; ``chain`` is what it could be added to."""
     return (
         chain is None
         or len(chain.points) > limits.incremental_count
@@ -74,12 +74,12 @@ def full_backup_due(chain: Backup | None, now: datetime, limits: Limits) -> bool
 
 
 def scan(directory: Directory) -> Catalog:
-    """What a destination holds. What is not a backup is passed over."""
+    """Find the backups in a destination. Anything else is ignored."""
     backups, broken = [], []
     for name in sorted(directory.names()):
         try:
             backup = _examine(name, directory)
-        except FileNotFoundError:  # a chain was exchanged, or a backup removed meanwhile
+        except FileNotFoundError:  # a chain was exchanged or a backup removed meanwhile
             continue
         except Error as error:
             broken.append(str(error))
@@ -102,7 +102,7 @@ def listing(backups: Iterable[Backup]) -> list[str]:
 
 
 def is_tarball(name: str) -> bool:
-    """Whether this is what a tarball is called."""
+    """Whether this is the name of a tarball."""
     return _tarball_time(name) is not None
 
 
@@ -130,14 +130,14 @@ def _examine_chain(name: str, time: datetime, directory: Directory) -> Backup | 
             state = chain.read_state(data.names())
     if not state.stamps:
         return None
-    # The full backup goes by the chain's name, whatever second rdiff-backup took for it.
+    # The full backup has the time of the chain's name, whatever time rdiff-backup recorded.
     points = [Point(chain.moment(stamp), stamp) for stamp in state.stamps]
     points[0] = Point(time, points[0].stamp)
     return Backup(name, True, tuple(points), state.interrupted)
 
 
 def checksum(name: str, directory: Directory) -> str | None:
-    """The SHA256 stored beside a tarball that is not compressed: only that finds a flipped bit in it."""
+    """Return the SHA-256 stored next to an uncompressed tarball: nothing else reveals a flipped bit."""
     try:
         with directory.file(name + CHECKSUM) as fd:
             match = re.match(rb"[0-9a-f]{64}\b", os.read(fd, 65))
@@ -162,7 +162,7 @@ def all_points(backups: Iterable[Backup]) -> list[Chosen]:
 
 
 def choose(backups: Sequence[Backup], at: str | None, latest: datetime | None) -> Chosen:
-    """The newest point, or the newest one not later than ``latest``, which is what ``at`` means.
+    """Return the newest point, or the newest one not later than ``latest``, the meaning of ``at``.
 
     Raises Error if there is no such point.
     """

@@ -1,7 +1,7 @@
 """A chain: a full backup and its incrementals, in one directory that rdiff-backup keeps.
 
-This module owns what is known of the names and the metadata in it, found by experiment with
-rdiff-backup 2.2.2: it is read without starting rdiff-backup, which takes 0.1 s each time.
+This module owns what is known about the names and the metadata in it, found by experiment with
+rdiff-backup 2.2.2. It reads them itself, since starting rdiff-backup takes 0.1 s each time.
 """
 
 import gzip
@@ -35,20 +35,20 @@ _OTHER_METADATA = re.compile(
 _LOGS = re.compile(
     rf"(?:backup|restore)\.log|(?:error_log|file_statistics|session_statistics)\.{_STAMP}\.data(?:\.gz)?"
 )
-# They say how names are changed for file systems that can't hold all; here nothing is changed.
+# They tell how names are changed for file systems that can't hold all names; ours never are.
 _ALWAYS_EMPTY = ("chars_to_quote", "special_escapes")
-# How the content of a file at an older point is stored: as it was, or as a difference.
+# The content of a file at an older point is stored whole, or as a difference.
 _VERSION = re.compile(rf"\.{_STAMP}\.(?:snapshot|diff|missing)(?:\.gz)?")
 _FILE = re.compile(rb"^  Size (\d{1,18})\n(?:  .*\n){0,9}?  SHA1Digest ([0-9a-f]{40})$", re.MULTILINE)
 _METADATA_LIMIT = 1 << 20
 
 
 class Unusable(Error):
-    """The chain is damaged, or rdiff-backup can't go on with it."""
+    """The chain is damaged, or rdiff-backup can't add to it."""
 
 
 class State(NamedTuple):
-    """What the names under ``rdiff-backup-data`` tell.
+    """What the names in ``rdiff-backup-data`` tell.
 
     ``stamps``: rdiff-backup's own names of the points, oldest first. ``interrupted``: it was
     killed while it added a point, so the mirror may be half of one and half of the other.
@@ -59,12 +59,12 @@ class State(NamedTuple):
 
 
 def moment(stamp: str) -> datetime:
-    """The UTC time of one of rdiff-backup's stamps; they carry an offset where TZ was set."""
+    """Return the UTC time of one of rdiff-backup's stamps; they carry an offset if TZ was set."""
     return datetime.fromisoformat(stamp).astimezone(UTC)
 
 
 def is_stamp(stamp: str) -> bool:
-    """Whether the time that a stamp names exists."""
+    """Whether a stamp names a time that exists."""
     try:
         moment(stamp)
     except (ValueError, OverflowError):
@@ -74,7 +74,7 @@ def is_stamp(stamp: str) -> bool:
 
 def stamp_of(name: str) -> str | None:
     """The stamp in the name of a file under ``rdiff-backup-data``; None if there is none."""
-    match = _LAST_STAMP.match(name)  # the name of a database may look like one, too
+    match = _LAST_STAMP.match(name)  # the name of a database may contain one, too
     return match[1] if match and is_stamp(match[1]) else None
 
 
@@ -87,7 +87,7 @@ def _stamped(pattern: re.Pattern[str], names: Iterable[str]) -> dict[str, str]:
 def read_state(names: Iterable[str]) -> State:
     """Derive the points from the names in ``rdiff-backup-data``.
 
-    This agrees with ``rdiff-backup list increments`` wherever that is right.
+    This agrees with ``rdiff-backup list increments`` whenever that is right.
     """
     names = list(names)
     markers = sorted(_stamped(_MARKER, names), key=moment)
@@ -98,12 +98,12 @@ def read_state(names: Iterable[str]) -> State:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a killed rdiff-backup has left this: a file, or a directory of odd things to try."""
+    """Whether a killed rdiff-backup left this: a file, or a directory for trying out the file system."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
 def mirror_name(chain: Directory) -> str | None:
-    """The name of the one file that the chain backs up, None if there is not just one."""
+    """The name of the one file that the chain backs up; None if there is not exactly one."""
     names = [name for name in chain.names() if name != DATA and not is_temporary(name)]
     return names[0] if len(names) == 1 else None
 
@@ -117,7 +117,7 @@ def mirror_size(chain: Directory) -> int:
 def is_linkable(name: str, found: os.stat_result) -> bool:
     """Whether a working copy of a chain may share this file with it.
 
-    Metadata and logs never are shared: rdiff-backup does what the first say, and appends to the latter.
+    Metadata and logs are never shared: rdiff-backup obeys the former, and appends to the latter.
     """
     copied = (_METADATA, _OTHER_METADATA, _LOGS)
     return found.st_size >= _LINKABLE and not any(pattern.fullmatch(name) for pattern in copied)
@@ -131,9 +131,9 @@ class Recorded(NamedTuple):
 
 
 def recorded(data: Directory, stamp: str) -> Recorded | None:
-    """What rdiff-backup recorded of the file at a point, None if there is nothing.
+    """Return what rdiff-backup recorded about the file at a point; None if nothing.
 
-    Metadata of older points are differences to the next newer one that tells anything of the file.
+    The metadata of an older point are a difference to the next newer one that mentions the file.
     """
     names = _stamped(_METADATA, data.names())
     for newer in sorted((s for s in names if moment(s) >= moment(stamp)), key=moment):
@@ -155,9 +155,9 @@ def _read_metadata(data: Directory, name: str) -> bytes:
 
 
 def open_version(increments: Directory, name: str, stamp: str) -> tuple[int, str] | None:
-    """The file that leads from the next newer content of ``name`` to that at a point, open, and its ending.
+    """Open the file that leads from the next newer content of ``name`` to that at a point; also its ending.
 
-    None if there is none: rdiff-backup stores nothing for a file that has not changed.
+    Returns None if there is none: rdiff-backup stores nothing for a file that has not changed.
     """
     for ending in ("diff.gz", "snapshot.gz", "diff", "snapshot", "missing"):
         with suppress(FileNotFoundError):
@@ -169,7 +169,7 @@ def check(chain: Directory) -> None:
     """Raise Error unless a chain holds only what rdiff-backup 2.0 to 2.2 writes for one of ours.
 
     rdiff-backup reads more spellings of its own names than it writes, and deletes and replaces what its
-    metadata name. Whoever owns a chain could have put there what leads root elsewhere.
+    metadata name. So the owner of a chain could lead root to other files.
     """
     mirror: str | None = None
     for name in chain.names():
@@ -212,15 +212,15 @@ def _check_data(data: Directory, name: str, mirror: str | None) -> None:
 
 
 def _names(pattern: re.Pattern[str], name: str) -> bool:
-    """Whether a name has this form, and its stamp, if it has one, is a time."""
+    """Whether a name has this form and its stamp, if any, is a time."""
     match = pattern.fullmatch(name)
     return match is not None and (match.lastindex is None or is_stamp(match[1]))
 
 
-# A record of each kind of metadata begins with the path that it is of.
+# Each record of metadata begins with the path that it describes.
 _PATH = re.compile(rb"(?:File |# file: )(.*)")
 _TYPE = re.compile(rb"  Type (?:dir|reg|None)")
-# Of a regular file and a directory. The others would make links, devices, or forks of other systems.
+# The fields of regular files and directories. Others would make links, devices, or resource forks.
 _FIELDS = (
     rb"  (?:Size|ModTime|Uid|Gid|Permissions|NumHardLinks|Inode|DeviceLoc) -?\d+",
     rb"  SHA1Digest [0-9a-f]{40}",
@@ -230,7 +230,7 @@ _FIELD = re.compile(b"|".join(_FIELDS))
 
 
 def _check_metadata(name: str, text: bytes, mirror: str | None) -> None:
-    """Raise Error if metadata tell of anything but the directory and the one file in it."""
+    """Raise Error if metadata describe anything but the directory and the one file in it."""
     quoted = os.fsencode(mirror or "").replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
     standard = bool(_METADATA.fullmatch(name))
     for line in filter(None, text.split(b"\n")):

@@ -21,9 +21,9 @@ Write = Callable[[bytes], object]
 class Content:
     """The file of one point, open and not yet checked.
 
-    ``name`` is that of the file in the chain, or of the tarball; ``digest`` the SHA1 or
-    SHA256 that it must have, None if none was recorded, empty if that is gone. ``is_older``: it is
-    that of an older point of a chain.
+    ``name`` is the name of the file in the chain, or of the tarball. ``digest`` is the SHA-1 or
+    SHA-256 that it must have: None if none was recorded, empty if the record is gone. ``is_older``:
+    it belongs to an older point of a chain.
     """
 
     def __init__(
@@ -42,15 +42,15 @@ class Content:
         self._digest = digest
 
     def size(self) -> int | None:
-        """How much ``pump`` will read, in bytes; None if nobody knows before."""
+        """How much ``pump`` will read, in bytes; None if that is not known in advance."""
         return self._stored.size if self._compression == "none" else None
 
     def database(self) -> str | None:
-        """The name of the database that the file is a dump of."""
+        """The name of the database if the file is a dump of one, else None."""
         return self.name[: -len(DUMP)] if self.name.endswith(DUMP) else None
 
     def first_names(self, members: Sequence[str]) -> set[str]:
-        """What must be unpacked besides those members of the archive, and is not wanted itself."""
+        """Which other members of the archive must be unpacked to get these: the targets of hard links."""
         if not members:
             return set()
         with self._plain() as (blocks, _):
@@ -60,7 +60,7 @@ class Content:
                 raise Error(f"{self.name} is damaged: {error}") from error
 
     def pump(self, write: Write, advance: Callable[[int], None] = lambda count: None) -> None:
-        """Write all of it, uncompressed. Raises Error in the end if it is not what was stored.
+        """Write all of it, uncompressed. Raises Error at the end if it is not what was stored.
 
         ``advance`` is called with each number of bytes read.
         """
@@ -79,7 +79,7 @@ class Content:
 
     @contextmanager
     def file(self, advance: Callable[[int], None] = lambda count: None) -> Iterator[int]:
-        """An open file that holds it, checked: the stored one, or one under TMPDIR without a name."""
+        """Yield an open file with the checked content: the stored one, or an unnamed one under TMPDIR."""
         if self._compression == "none" and (stored := self._stored.file()) is not None:
             self.pump(lambda block: None, advance)
             os.lseek(stored, 0, os.SEEK_SET)
@@ -94,7 +94,7 @@ class Content:
 
     @contextmanager
     def _plain(self) -> Iterator[tuple[Iterator[bytes], Callable[[], None]]]:
-        """The uncompressed blocks, and what raises Error, when all are read, if they are not whole."""
+        """Yield the uncompressed blocks, and a check that raises Error if the file, once read, is damaged."""
         if self._compression == "none":
             yield self._stored.blocks(), lambda: None
             return
@@ -113,7 +113,7 @@ class Gone(Exception):
 
 @contextmanager
 def opened(destination: Directory, chosen: Chosen) -> Iterator[Content]:
-    """The content of a point. What leads to an older point of a chain takes space under TMPDIR.
+    """Yield the content of a point. The deltas that lead to an older point of a chain go under TMPDIR.
 
     Raises Gone, and Error if it can't be read.
     """
@@ -138,7 +138,7 @@ def _chosen(destination: Directory, chain_name: str, stamp: str, files: ExitStac
     try:
         return of_chain(top, stamp, files)
     except (Error, FileNotFoundError) as error:
-        # An exchanged chain is removed, and this one may be half gone.
+        # A chain that was exchanged is being removed: this one may be half gone.
         if top.status().st_ino != destination.status(chain_name).st_ino:
             raise Gone from error
         if isinstance(error, Error):
@@ -151,7 +151,7 @@ def of_chain(top: Directory, stamp: str, files: ExitStack) -> Content:
     if name is None:
         raise Error("it does not hold one file, as a chain does")
     data = files.enter_context(top.open(chain.DATA))
-    # Not what the catalog had: a point may have been added since.
+    # The catalog may be out of date: a point may have been added since.
     state = chain.read_state(data.names())
     if stamp not in state.stamps:
         raise Gone
@@ -161,8 +161,8 @@ def of_chain(top: Directory, stamp: str, files: ExitStack) -> Content:
     content = mirror
     if (newer or state.interrupted) and data.holds(chain.INCREMENTS):
         increments = files.enter_context(data.open(chain.INCREMENTS))
-        # The mirror is what the newest point holds. If rdiff-backup was killed it may be what the next
-        # one would have held, and then there is a version of the newest, too.
+        # The mirror is the newest point's content. If rdiff-backup was killed, it may be that of the
+        # next one, which was never finished; then a version of the newest is stored, too.
         newest = state.stamps[-1]
         versions = [newest] if state.interrupted and not _is(mirror, data, newest) else []
         versions += reversed([stamp, *newer][:-1])
@@ -175,7 +175,7 @@ def of_chain(top: Directory, stamp: str, files: ExitStack) -> Content:
 def _older(
     newer: delta.Content, increments: Directory, name: str, stamp: str, files: ExitStack
 ) -> delta.Content:
-    """The content at a point, ``newer`` being that at the next one."""
+    """Return the content at a point; ``newer`` is the content at the next one."""
     version = chain.open_version(increments, name, stamp)
     if version is None:
         return newer
@@ -188,7 +188,7 @@ def _older(
 
 
 def _is(content: delta.Content, data: Directory, stamp: str) -> bool:
-    """Whether the content is the one that was recorded of a point."""
+    """Whether the content has the digest that was recorded for a point."""
     hasher = hashlib.sha1()
     for block in content.blocks():
         hasher.update(block)

@@ -1,8 +1,8 @@
-"""Reading the older content of a file out of what rdiff-backup stores of it.
+"""Reads the older content of a file from what rdiff-backup stores.
 
-It stores a librsync delta, gzipped: a magic number, then commands to copy a range of the newer content
-or to take the bytes that follow (librsync's delta format, as ``rdiff delta`` writes it). To follow them
-takes no program that does what files of somebody else tell it, and no room but for the deltas.
+That is a gzipped librsync delta: a magic number, then commands to copy a range of the newer content
+or to take the bytes that follow (librsync's delta format, as ``rdiff delta`` writes it). Reading it here
+needs no program that could be misled by somebody else's files, and no room except for the deltas.
 """
 
 import gzip
@@ -23,12 +23,12 @@ _LONGEST_SHORT_LITERAL = 0x40  # the command is its length
 _LITERAL = 0x41  # four of them: the length takes 1, 2, 4 or 8 bytes
 _COPY = 0x45  # sixteen: start and length likewise
 _RESERVED = 0x55
-# rdiff-backup's blocks grow with the root of the size: this many are reached by no file.
+# rdiff-backup's blocks grow with the square root of the size: no file has this many.
 _MOST_PIECES = 1 << 21
 
 
 class Damaged(Error):
-    """What is stored can't be what rdiff-backup wrote."""
+    """A stored file is not as rdiff-backup wrote it."""
 
 
 class Piece(NamedTuple):
@@ -40,7 +40,7 @@ class Piece(NamedTuple):
 
 
 class Content:
-    """The bytes of pieces, one after the other. The pieces' files are open as long as it is used."""
+    """The bytes of pieces, one after the other. Their files must stay open while it is used."""
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
         self.pieces = pieces
@@ -50,18 +50,18 @@ class Content:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """The size in bytes."""
         return self._starts[-1]
 
     def file(self) -> int | None:
-        """The open file that holds just this, None if there is none."""
+        """The open file that holds exactly this content; None if there is none."""
         [piece] = self.pieces if len(self.pieces) == 1 else [None]
         if piece is None or piece != whole(piece.file).pieces[0]:
             return None
         return piece.file
 
     def blocks(self) -> Iterator[bytes]:
-        """All of it. A file that has become shorter meanwhile ends it early."""
+        """Yield all of it. It ends early if a file has become shorter meanwhile."""
         for piece in self.pieces:
             start, end = piece.start, piece.start + piece.length
             while start < end:
@@ -72,7 +72,7 @@ class Content:
                 yield block
 
     def cut(self, start: int, length: int) -> Iterator[Piece]:
-        """The pieces of a range. Raises Damaged if it is not inside."""
+        """Yield the pieces of a range. Raises Damaged if it is not inside the content."""
         if length <= 0 or start < 0 or start + length > self.size:
             raise Damaged("a range lies outside of the file")
         at = bisect_right(self._starts, start) - 1
@@ -86,15 +86,15 @@ class Content:
 
 
 def whole(file: int) -> Content:
-    """All of an open file, as it is now."""
+    """The content of an open file, as large as it is now."""
     return Content([Piece(file, 0, os.fstat(file).st_size)])
 
 
 def older(newer: Content, version: int, ending: str, opened: ExitStack) -> Content:
-    """The content of a version of a file, which is stored whole or as its difference to the ``newer`` one.
+    """Return the content of an older version, stored whole or as a difference to the ``newer`` content.
 
-    ``version`` and ``ending`` are what ``chain.open_version`` gives. What it needs open is closed by
-    ``opened``. Raises Damaged.
+    ``version`` and ``ending`` are what ``chain.open_version`` returns. ``opened`` closes the files that
+    are needed. Raises Damaged.
     """
     if ending == "missing":
         raise Damaged("the file was not there")
@@ -105,7 +105,7 @@ def older(newer: Content, version: int, ending: str, opened: ExitStack) -> Conte
 
 
 def _unpacked(version: int, opened: ExitStack) -> int:
-    """The unpacked content of an open gzip file, in a file under TMPDIR that has no name."""
+    """Unpack an open gzip file into an unnamed file under TMPDIR."""
     scratch = opened.enter_context(tempfile.TemporaryFile())
     with open(os.dup(version), "rb") as packed:
         packed.seek(0)
@@ -120,7 +120,7 @@ def _unpacked(version: int, opened: ExitStack) -> int:
 
 
 def _followed(delta: int, newer: Content) -> list[Piece]:
-    """The pieces that a delta puts together. Raises Damaged."""
+    """Return the pieces that a delta puts together. Raises Damaged."""
     pieces: list[Piece] = []
     with open(os.dup(delta), "rb", buffering=BLOCK) as commands:
         commands.seek(0)

@@ -14,11 +14,11 @@ from ..system.directories import Directory
 from .catalog import CHECKSUM
 
 PRIVATE = ".btw-backup"
-# Holds a chain while another is put in its place, if the file system can't exchange the two.
+# Holds a chain while another takes its place, if the file system can't exchange the two.
 REPLACED = "replaced"
-# Ends the name of a file that tells that a tarball comes or goes, and its checksum with it.
+# The ending of a file that marks a tarball being added or removed together with its checksum.
 UNPAIRED = ".unpaired"
-# Holds a copy of the destination while that is sent off-site, locked by who sends it.
+# Holds a copy of the destination while it is sent off-site, locked by the sending process.
 VIEW = "view"
 _LOCK = "lock"
 _RUN = "run"
@@ -26,7 +26,7 @@ _RUN = "run"
 
 @contextmanager
 def private_directory(path: str, destination: Directory) -> Iterator[Directory]:
-    """The open private directory, made when missing. Raises Error if it is not ours alone."""
+    """Open the private directory, or make it. Raises Error unless it is ours alone."""
     refused = Error(f"{os.path.join(path, PRIVATE)} is not a private directory of ours: remove it")
     with suppress(FileExistsError):
         destination.make(PRIVATE)
@@ -45,7 +45,7 @@ def private_directory(path: str, destination: Directory) -> Iterator[Directory]:
 
 @contextmanager
 def locked(path: str, private: Directory, wait: timedelta) -> Iterator[None]:
-    """Hold the lock. It goes with the process that holds it, whatever ends that."""
+    """Hold the lock. The kernel releases it when the process ends, however it ends."""
     deadline = time.monotonic() + wait.total_seconds()
     with private.file(_LOCK, os.O_RDWR | os.O_CREAT) as fd:
         while True:
@@ -64,14 +64,14 @@ def locked(path: str, private: Directory, wait: timedelta) -> Iterator[None]:
 
 @contextmanager
 def run_directory(destination: Directory, private: Directory) -> Iterator[Directory]:
-    """A directory to prepare things in: empty, and removed at the end. What a killed run left goes."""
+    """Yield an empty directory to prepare things in, removed at the end, and clean up after a killed run."""
     _recover(destination, private)
     with private.temporary(_RUN) as run:
         yield run
 
 
 def _recover(destination: Directory, private: Directory) -> None:
-    """Put aside what a killed run left: bring a replaced chain to an end, empty the rest."""
+    """Clean up after a killed run: finish replacing a chain, remove the rest."""
     with suppress(FileNotFoundError), private.open(REPLACED) as aside:
         for name in aside.names():
             if not destination.holds(name):
@@ -83,7 +83,7 @@ def _recover(destination: Directory, private: Directory) -> None:
                 destination.remove(tarball + CHECKSUM)
             private.remove(name)
     if private.holds(_RUN):
-        # It may have been killed after it had made a point visible, and before that was on the disk.
+        # The run may have been killed after a point became visible, but before it was on the disk.
         destination.sync()
     for name in (REPLACED, _RUN):
         private.remove(name)

@@ -1,4 +1,4 @@
-"""What happened: ``log.txt``, which people read, and the time of the last success, which programs do."""
+"""What happened: ``log.txt``, for people, and the time of the last success, for programs."""
 
 import os
 import stat
@@ -17,7 +17,7 @@ _SUCCESS = "success"
 
 
 def note(text: str, path: str, destination: Directory, run: Directory, owner: Owner) -> None:
-    """Append a line to log.txt in the destination at ``path``, or make it, in ``run``."""
+    """Append a line to log.txt in the destination at ``path``. A new log.txt is prepared in ``run``."""
     with naming(os.path.join(path, LOG)):
         if not destination.holds(LOG):
             with run.create(LOG) as new, suppress(FileExistsError):
@@ -45,10 +45,10 @@ def note_success(at: datetime, run: Directory, private: Directory) -> None:
 
 
 def last_success(destination: Directory) -> datetime | None:
-    """When a run last succeeded, whether or not it had something to store; None if it is not known.
+    """Return when a run last succeeded, whether or not it had something to store; None if unknown.
 
-    Whoever may not look into the private directory gets the time of the last line in log.txt: a run
-    that finds nothing changed writes one.
+    A user who can't read the private directory gets the time of the last line in log.txt: a run that
+    finds nothing changed writes one.
     """
     with suppress(OSError, Error), destination.open(PRIVATE) as private, private.file(_SUCCESS) as fd:
         return parse_moment(os.read(fd, 100).decode(errors="replace").strip())

@@ -1,4 +1,4 @@
-"""One destination as whoever reads it sees it: without a lock, also on a read-only disk."""
+"""A destination opened for reading: without a lock, even on a read-only disk."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,7 +15,7 @@ _TRIES = 5
 
 
 class Destination:
-    """An open destination: its path, its directory, and what it held when it was last looked at."""
+    """An open destination: its path, its directory, and what it held at the last scan."""
 
     def __init__(self, path: str, directory: Directory) -> None:
         self.path = path
@@ -35,7 +35,7 @@ class Destination:
                 raise Error(f"{path}: {error.strerror}") from error
 
     def rescan(self) -> None:
-        """Look at what it holds now."""
+        """Scan again what it holds."""
         self.backups, self.broken = catalog.scan(self.directory)
 
     def points(self) -> list[Chosen]:
@@ -52,7 +52,7 @@ class Destination:
 
     @contextmanager
     def opened(self, chosen: Chosen) -> Iterator[contents.Content]:
-        """The content of a point, also if a backup has added a point to its chain meanwhile."""
+        """Yield the content of a point, even if a backup has added a point to its chain meanwhile."""
         with ExitStack() as stack:
             for _ in range(_TRIES):
                 try:

@@ -1,4 +1,4 @@
-"""Where something is restored to: a new or empty directory, marked until all is there."""
+"""The target of a restore: a new or empty directory, marked as incomplete until all is there."""
 
 import os
 from collections.abc import Iterator
@@ -8,15 +8,15 @@ from ..errors import Error, naming
 from ..system import calls
 from ..system.directories import Directory
 
-# Stands in the target until all is restored, checked, and on the disk.
+# This file is in the target until all is restored, checked, and on the disk.
 INCOMPLETE = ".btw-backup-restore-incomplete"
 
 
 @contextmanager
 def restoring(target: str) -> Iterator[Directory]:
-    """The open target, made when missing. Raises Error if it is not empty.
+    """Open the target, or make it. Raises Error if it is not empty.
 
-    If the block fails, what it left there stays marked as incomplete, and the Error tells so.
+    If the block fails, the target stays marked as incomplete, and the Error tells so.
     """
     with naming(target):
         os.makedirs(target, mode=0o700, exist_ok=True)
@@ -33,7 +33,7 @@ def restoring(target: str) -> Iterator[Directory]:
                 raise Error(*lines, said=error.said) from error
             times = top.status()
             with suppress(FileNotFoundError):
-                # A source may hold a file of that name, which has then taken the marker's place.
+                # A file of that name in the source has then replaced the marker.
                 if top.status(INCOMPLETE).st_ino == marked:
                     top.unlink(INCOMPLETE)
             top.set_times(times)

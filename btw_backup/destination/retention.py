@@ -1,4 +1,4 @@
-"""Which points a retention policy keeps, and why: restic's meaning of the words (since 0.17), in UTC."""
+"""Which points a retention policy keeps, and why: its words mean what they mean in restic 0.17, in UTC."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -35,10 +35,10 @@ _PERIODS: dict[str, Callable[[datetime], object]] = {
 
 
 def kept_times(times: Sequence[datetime], policy: Policy) -> dict[datetime, list[str]]:
-    """The times that the policy keeps, each with the reasons: the newest of each period that has one.
+    """Return the times that the policy keeps, each with the reasons: the newest of each period that has one.
 
-    Where there are fewer periods than are to be kept, the oldest time stays as well: a daily backup that
-    is a month old is then already there when the first yearly one is to be kept.
+    If there are fewer periods than the policy keeps, the oldest time stays as well. So when the first
+    yearly backup is due, there is an old daily one that can serve as such.
     """
     reasons: dict[datetime, list[str]] = {}
     newest_first = sorted(set(times), reverse=True)
@@ -70,7 +70,7 @@ class Decision(NamedTuple):
 
 
 def decide(backups: Sequence[Backup], policy: Policy) -> list[Decision]:
-    """What becomes of each backup. A chain is kept as long as one of its points is."""
+    """Decide about each backup. A chain is kept as long as one of its points is."""
     kept = kept_times([point.time for backup in backups for point in backup.points], policy)
     newest = max(backups, key=lambda backup: backup.newest, default=None)
     decisions = []

@@ -1,4 +1,4 @@
-"""How large points are, as they are stored and as they were."""
+"""The sizes of points, as stored and as restored."""
 
 import os
 import re
@@ -32,13 +32,13 @@ class Measured(NamedTuple):
 
 
 def remember_size(fd: int, size: int) -> None:
-    """Note on a tarball how large its archive is, in bytes, if the file system can keep that."""
+    """Note the size of a tarball's archive, in bytes, if the file system has extended attributes."""
     with suppress(OSError):
         os.setxattr(fd, _SIZE, b"%d" % size)
 
 
 def measure(destination: Directory) -> list[Measured]:
-    """Every point in a destination, in the order of ``list``. Raises Error if one can't be read."""
+    """Measure every point in a destination, in the order of ``list``. Raises Error if one can't be read."""
     for _ in range(_TRIES):
         with suppress(FileNotFoundError):  # a chain was extended meanwhile, or a backup removed
             return [point for backup in scan(destination).backups for point in _measure(backup, destination)]
@@ -61,7 +61,7 @@ def _measure(backup: Backup, destination: Directory) -> Iterator[Measured]:
 
 
 def _remembered(name: str, destination: Directory) -> int | None:
-    """What ``remember_size`` noted of a tarball; None if nothing, or nothing that makes sense."""
+    """The size that ``remember_size`` noted for a tarball; None if there is none that makes sense."""
     try:
         with destination.file(name) as fd:
             noted = os.getxattr(fd, _SIZE)
@@ -73,7 +73,7 @@ def _remembered(name: str, destination: Directory) -> int | None:
 
 
 def _measure_chain(backup: Backup, top: Directory) -> Iterator[Measured]:
-    """A chain's points. The way back to a point is stored under its stamp, the newest as the mirror."""
+    """Measure the points of a chain. The newest is the mirror; older ones are stored under their stamps."""
     with top.open(chain.DATA) as data:
         sizes = _sizes_by_moment(data)
         if data.holds(chain.INCREMENTS):
@@ -100,14 +100,14 @@ def _recorded(data: Directory, stamp: str) -> int | None:
 
 
 def _files(within: Directory) -> Iterator[tuple[str, int]]:
-    """The names and sizes in bytes of what is no directory."""
+    """The names, and sizes in bytes, of entries that are not directories."""
     for name in within.names():
         if not within.holds_directory(name):
             yield name, within.status(name).st_size
 
 
 def _sizes_by_moment(within: Directory) -> Counter[datetime]:
-    """The size in bytes of all files of a directory whose names carry a stamp, for each moment."""
+    """The total size in bytes, for each moment, of files whose names carry its stamp."""
     sizes: Counter[datetime] = Counter()
     for name, size in _files(within):
         if (stamp := chain.stamp_of(name)) is not None:

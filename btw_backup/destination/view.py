@@ -1,4 +1,4 @@
-"""A view of a destination that does not change, whoever works on the destination meanwhile.
+"""A view of a destination that does not change while others work on the destination.
 
 It is a hard-linked copy, made under the lock.
 """
@@ -25,7 +25,7 @@ TREE = "destination"
 class View(NamedTuple):
     """A copy of a destination, ``TREE`` in the open directory ``directory``.
 
-    ``name`` is the real path of the destination, and ``path`` what that is called in messages;
+    ``name`` is the real path of the destination, ``path`` the one for messages;
     ``private`` is its private directory.
     """
 
@@ -37,7 +37,7 @@ class View(NamedTuple):
 
 @contextmanager
 def viewing(destination: LockedDestination) -> Iterator[View]:
-    """A view of a locked destination, which may be unlocked before the block ends.
+    """Yield a view of a locked destination, which may be unlocked before the block ends.
 
     Raises Busy if another process has a view of it.
     """
@@ -75,7 +75,7 @@ def _fill(view: Directory, destination: LockedDestination) -> None:
 
 
 def _is_replaced(name: str, found: os.stat_result) -> bool:
-    """Whether a file is only ever replaced: rdiff-backup's logs, and ours, grow where they stand."""
+    """Whether a file is only ever replaced: rdiff-backup's logs, and ours, grow in place."""
     return not name.endswith((".log", LOG))
 
 

@@ -1,4 +1,4 @@
-"""A chain in the private directory, to which rdiff-backup adds a point before anybody sees it."""
+"""A chain in the private directory: rdiff-backup adds a point to it before anybody sees it."""
 
 import gzip
 import zlib
@@ -21,7 +21,7 @@ _NOTHING_LINKED = Linked(set(), 0)
 class WorkingChain:
     """The chain in the open ``directory``, new or a copy. Made by ``working_chain``.
 
-    ``linked``: what it shares with the chain that it is a copy of.
+    ``linked``: what a copy shares with its original.
     """
 
     def __init__(self, directory: Directory, linked: Linked, older: tuple[str, ...]) -> None:
@@ -30,7 +30,7 @@ class WorkingChain:
         self._older = older
 
     def add(self, back_up: Callable[[], process.Result], stage: Directory, name: str, time: datetime) -> None:
-        """Have rdiff-backup add the staged file. Raises Unusable if it does not do what it says."""
+        """Have rdiff-backup add the staged file. Raises Unusable unless it really did."""
         result = back_up()
         if result.status > 0:
             raise Unusable(result.ending(), said=result.said)
@@ -50,7 +50,7 @@ class WorkingChain:
                 raise failure
 
     def _holds_version(self, data: Directory, name: str, stamp: str) -> bool:
-        """Whether the way back to the point before the new one has been stored, whole."""
+        """Whether the way back to the point before the new one is stored, undamaged."""
         with data.open(chain.INCREMENTS) as increments:
             version = chain.open_version(increments, name, stamp)
             if version is None:
@@ -58,7 +58,7 @@ class WorkingChain:
             with open(version[0], "rb") as file:
                 if version[1].endswith(".gz"):
                     return _is_whole(cast(IO[bytes], gzip.open(file)))
-        # That of a file that is compressed itself has no checksum of gzip.
+        # rdiff-backup does not gzip the delta of a compressed file: there is no checksum.
         with ExitStack() as files:
             try:
                 contents.of_chain(self.directory, stamp, files).pump(lambda block: None)
@@ -87,11 +87,11 @@ def working_chain(
 ) -> Iterator[tuple[WorkingChain, Callable[[], None]]]:
     """Prepare a chain of that name in the private directory, and start rdiff-backup.
 
-    ``extended`` is the chain that it becomes a copy of; None: it is new. The second result has the file
-    ``name`` in ``stage`` added to it, checked. Raises Error if the chain holds what no chain holds, and
-    Unusable if it is damaged, or rdiff-backup fails.
+    It is a copy of the chain ``extended``, or new if that is None. The second result is to be called to
+    add the file ``name`` in ``stage``, and check it. Raises Error if the chain holds anything that does
+    not belong in a chain, and Unusable if it is damaged or rdiff-backup fails.
 
-    What has the chain's name in the end is removed: the caller has moved the chain to its place by then.
+    At the end, whatever has the chain's name is removed: the caller has moved the chain away by then.
     """
     with private.temporary(chain_name) as made:
         linked = _NOTHING_LINKED

@@ -1,7 +1,7 @@
-"""One destination while something writes to it.
+"""A destination opened for writing.
 
-Every change is prepared in the private directory ``.btw-backup`` and made visible by one rename,
-so nothing that is seen is ever half done, and a killed run leaves nothing to repair.
+Every change is prepared in the private directory ``.btw-backup`` and made visible by one rename:
+nobody ever sees it half done, and a killed run leaves nothing to repair.
 """
 
 import hashlib
@@ -29,9 +29,9 @@ _STAGE = "stage"
 class LockedDestination(Destination):
     """An open destination, locked by this process. Made by ``working_on``.
 
-    ``private`` is its private directory. ``run`` is one in that, which is empty at the start and goes
-    at the end; what is prepared in it can be published. What is made is given to ``owner``; ``warn`` is
-    called with what the administrator should know.
+    ``private`` is its private directory. ``run`` is a directory in that, empty at the start and removed
+    at the end, in which entries are prepared before they are published. ``owner`` gets what is made;
+    ``warn`` is called with what the administrator should know.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class LockedDestination(Destination):
         return newest if newest and newest.is_chain and not newest.interrupted else None
 
     def next_time(self, clock: Callable[[], float] = time.time) -> datetime:
-        """The time of a new point: now, but never that of another. Waits a second if it must.
+        """Return the time of a new point: now, waiting up to a second if another point has that time.
 
         ``clock`` gives seconds since the epoch. Raises Error if the newest point is in the future.
         """
@@ -98,20 +98,20 @@ class LockedDestination(Destination):
         log.note(text, self.path, self.directory, self.run, self.owner)
 
     def note_unchanged(self, at: datetime, limits: Limits) -> None:
-        """Append the line that tells that no point was added to a chain, full or incremental."""
+        """Append the line for a run that added no point to a chain, full or incremental."""
         kind = "full" if full_backup_due(self.latest_chain(), at, limits) else "incremental"
         text = f"no change in the data to be backed up: skipping creation of new {kind} backup"
         self.note(f"{format_moment(at)}: {text}")
 
     def note_success(self, at: datetime) -> None:
-        """Remember that a run has succeeded, whether or not it had something to store."""
+        """Remember that a run succeeded, whether or not it had something to store."""
         try:
             log.note_success(at, self.run, self.private)
         except OSError as error:
             self.warn(f"{self.path}: the time of this run could not be noted: {error.strerror}")
 
     def note_of_stored(self, text: str) -> None:
-        """Append a line about a point that is there: where that fails, it is no failure of the backup."""
+        """Append a line about a stored point. If that fails, the backup still counts: warn instead."""
         try:
             self.note(text)
         except Error as error:
@@ -119,7 +119,7 @@ class LockedDestination(Destination):
 
     @contextmanager
     def stored_file(self, backup: Backup, mirror: str) -> Iterator[int]:
-        """The open file that a backup holds at its newest point: the tarball, or a chain's mirror."""
+        """Open the file of a backup's newest point: the tarball, or a chain's mirror."""
         with naming(os.path.join(self.path, backup.name)):
             if backup.is_chain:
                 with self.directory.open(backup.name) as top:
@@ -133,16 +133,16 @@ class LockedDestination(Destination):
 
     @contextmanager
     def stage(self) -> Iterator[Directory]:
-        """A private directory to stage a dump in."""
+        """Yield a private directory to stage a dump in."""
         with self.run.temporary(_STAGE) as stage, room_on(self.path, stage):
             yield stage
 
     @contextmanager
     def paired(self, name: str, prepared: int | None = None) -> Iterator[None]:
-        """Let the checksum of a tarball that is not compressed come or go with it, in the block.
+        """Add or remove the checksum of an uncompressed tarball together with it, in the block.
 
-        ``prepared``: the open tarball, if it comes. If the block is not ended, the next run removes a
-        checksum whose tarball is not there.
+        ``prepared`` is the open tarball if it is added, None if it is removed. If a kill interrupts the
+        block, the next run removes a checksum without a tarball.
         """
         if not name.endswith(ENDING_OF["none"]):
             yield
@@ -166,7 +166,7 @@ class LockedDestination(Destination):
         self.run.publish(CHECKSUM, self.directory, name + CHECKSUM)
 
     def remove(self, backup: Backup) -> None:
-        """Remove a backup: it is there, whole, or gone."""
+        """Remove a backup, all of it or, if that fails, nothing."""
         with naming(self.path):
             with uninterrupted(), self.paired(backup.name):
                 self.directory.rename(backup.name, self.run)
@@ -174,16 +174,16 @@ class LockedDestination(Destination):
             self.run.remove(backup.name)
 
     def recorded(self, newest: int) -> Record:
-        """What was recorded with the newest backup, ``newest`` being its open file."""
+        """Return what was recorded with the newest backup; ``newest`` is its open file."""
         return record.read(self.private, self.backups[-1].name, newest)
 
     def record(self, known: Record, newest: int) -> None:
-        """Remember what the source was like when the newest backup was equal to it."""
+        """Record what the source was like when the newest backup was equal to it."""
         record.write(known, self.run, self.private, self.backups[-1].name, newest)
 
     @contextmanager
     def keeping_record(self) -> Iterator[None]:
-        """Let the record stay valid although the block changes how many links the backups' files have."""
+        """Keep the record valid although the block changes the number of links of the backups' files."""
         newest = self.newest()
         mirror = self._mirror_of(newest) if newest and newest.is_chain else ""
         if newest is None or mirror is None:
@@ -205,7 +205,7 @@ def working_on(
 ) -> Iterator[LockedDestination]:
     """Open and lock a destination. Raises Busy if another process holds it for longer than ``wait``.
 
-    ``warn`` is called with what the administrator should know; ``owner`` gets what is made.
+    ``owner`` gets what is made; ``warn`` is called with what the administrator should know.
     """
     with (
         open_directory(path) as directory,
