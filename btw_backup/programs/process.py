@@ -120,23 +120,27 @@ def _capabilities() -> frozenset[str]:
         return confinement.held(status.read())
 
 
-@cache
 def unconfined() -> str | None:
-    """Why programs of root are not confined here, None where they are. Asks once, for 5 ms."""
+    """Why programs of root are not confined here, None where they are. Asks once, for some 6 ms."""
     if not confinement.wanted():
         return "only root's programs are"
     try:
-        find(confinement.PROGRAM)
-        true = find("true")
+        return _fails(find(confinement.PROGRAM))
     except Error as error:
         return str(error)
-    usr = os.open(os.path.dirname(true), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+@cache
+def _fails(bwrap: str) -> str | None:
+    """What a bwrap says where it does not confine a program, itself for one; None where it does."""
+    directory = os.open(os.path.dirname(bwrap), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        found = confinement.places([usr])
-        argv = confinement.command([true], Confinement([usr]), found, "/", _capabilities())
-        result = run(argv, pass_fds=[usr])
+        found = confinement.places([directory])
+        whole = Confinement([directory])
+        argv = confinement.command([bwrap, "--version"], whole, found, "/", _capabilities())
+        result = run(argv, pass_fds=[directory])
     finally:
-        os.close(usr)
+        os.close(directory)
     said = result.said.strip().splitlines()
     return None if result.status == 0 else (said or [result.ending()])[-1]
 
