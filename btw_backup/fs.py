@@ -4,7 +4,7 @@ import argparse
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import NamedTuple
 
@@ -129,7 +129,10 @@ def _newest(destination: LockedDestination, type_: str) -> Iterator[_Newest | No
 
 
 def _tar() -> str | None:
-    return versions.shown(versions.version("tar")) or None
+    """The version of tar, None if it does not tell it: no backup fails for that."""
+    with suppress(Error):
+        return versions.shown(versions.version("tar")) or None
+    return None
 
 
 def _note_unchanged(destination: LockedDestination, options: FsOptions, at: datetime) -> None:

@@ -749,6 +749,7 @@ def with_program(tmp_path: Path, name: str, script: str) -> dict[str, str]:
     programs.mkdir()
     (programs / name).write_text(f"#!/bin/sh\nreal={shutil.which(name)}\n{script}\n")
     (programs / name).chmod(0o755)
+    break_bubblewrap(programs)
     return {"PATH": f"{programs}:{os.environ['PATH']}"}
 
 
