@@ -115,6 +115,3 @@ def _dump(
         stage.remove(_PLAIN)  # everything left in the stage is stored
         return
     postgres.dump(database, options.server, output, advance)
-    dumped = dumps.dumped_database(output)
-    if dumped not in (database, None):
-        raise Error(f"CONNECTION leads to the database {dumped} instead of {database}: leave out its dbname")

@@ -64,7 +64,11 @@ def run(args: argparse.Namespace) -> int:
                 raise Error(f"{args.dst} does not hold backups of a database")
             else:
                 with content.file() as dumped:
-                    _restore(dumped, args, load_db(args.config_dir, database).server)
+                    server = load_db(args.config_dir, database).server
+                    if args.create:
+                        _restore_into_new(args.db, dumped, server, args.jobs)
+                    else:
+                        _restore_into(args.db, dumped, server, args.jobs, clean=args.clean)
     what = args.output or args.db or "the globals"
     args.messages.closing(f"restored {format_moment(chosen.point.time)} into {what}")
     return 0
@@ -82,18 +86,19 @@ def _check_usage(args: argparse.Namespace) -> None:
         raise Usage("--clean works in one transaction: --jobs cannot be used with it")
 
 
-def _restore(dumped: int, args: argparse.Namespace, server: postgres.Server) -> None:
-    if args.create:
-        postgres.create_database(args.db, dumped, server)
-        try:
-            postgres.restore(args.db, dumped, server, jobs=args.jobs, new=True)
-        except BaseException:
-            postgres.drop_database(args.db, server)
-            raise
-        return
-    if not args.clean and postgres.holds_objects(args.db, server):
-        raise Error(f"the database {args.db} is not empty: use --clean to replace what it holds")
-    postgres.restore(args.db, dumped, server, clean=args.clean, jobs=args.jobs)
+def _restore_into_new(database: str, dumped: int, server: postgres.Server, jobs: int) -> None:
+    postgres.create_database(database, dumped, server)
+    try:
+        postgres.restore(database, dumped, server, jobs=jobs, new=True)
+    except BaseException:
+        postgres.drop_database(database, server)
+        raise
+
+
+def _restore_into(database: str, dumped: int, server: postgres.Server, jobs: int, *, clean: bool) -> None:
+    if not clean and postgres.holds_objects(database, server):
+        raise Error(f"the database {database} is not empty: use --clean to replace what it holds")
+    postgres.restore(database, dumped, server, clean=clean, jobs=jobs)
 
 
 def _write(content: Content, path: str) -> None:

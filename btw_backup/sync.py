@@ -13,7 +13,7 @@ from .destination.reader import Destination
 from .destination.view import View, viewing
 from .destination.writer import working_on
 from .errors import BUSY, FAILED, Busy, Error, Usage, naming
-from .messages import show, size
+from .messages import Messages, show, size
 from .programs.restic import Repository
 
 EXAMPLE = "btw-backup sync /var/backups/etc /var/backups/shop"
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
                 if args.dry_run:
                     _show(dst, repository)
                 else:
-                    _send(dst, repository, settings, args)
+                    _send(dst, repository, settings, args.messages, args.wait, replace=args.replace)
         except Error as error:
             failures.append(error.status)
             args.messages.said(error.said)
@@ -56,18 +56,26 @@ def run(args: argparse.Namespace) -> int:
     return 0 if not failures else BUSY if set(failures) == {BUSY} else FAILED
 
 
-def _send(dst: str, repository: Repository, settings: Offsite, args: argparse.Namespace) -> None:
+def _send(
+    dst: str,
+    repository: Repository,
+    settings: Offsite,
+    messages: Messages,
+    wait: timedelta,
+    *,
+    replace: bool,
+) -> None:
     started = time.monotonic()
     with Destination.open(dst) as destination:  # an empty one stays as it is
         offsite.check_holds(destination)
-    with _view(dst, args.messages.warning, args.wait) as (view, state):
-        added = offsite.send(view, state, repository, settings, args.messages, replace=args.replace)
+    with _view(dst, messages.warning, wait) as (view, state):
+        added = offsite.send(view, state, repository, settings, messages, replace=replace)
         seconds = time.monotonic() - started
         if added is None:
-            args.messages.closing(f"{dst}: nothing has changed, {seconds:.1f} s")
+            messages.closing(f"{dst}: nothing has changed, {seconds:.1f} s")
         else:
             of = size(state.size())
-            args.messages.closing(f"{dst}: {size(added)} sent of {of}, {seconds:.1f} s")
+            messages.closing(f"{dst}: {size(added)} sent of {of}, {seconds:.1f} s")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""``btw-backup verify``: reads backups to the last byte and reports damage."""
+"""``btw-backup verify``: reads backups to their last byte and says which are damaged."""
 
 import argparse
 import bz2
@@ -27,22 +27,22 @@ EXAMPLE = "btw-backup -v verify /var/backups/etc"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     add_at(which)
-    which.add_argument("--latest", action="store_true", help="verifies only the newest point")
+    which.add_argument("--latest", action="store_true", help="verify only the newest point")
     which.add_argument(
         "--offsite",
         action="store_true",
-        help="verifies the off-site repository instead, and that its newest copy equals dst",
+        help="verify the off-site repository instead, and that its newest copy is what dst holds",
     )
     parser.add_argument(
         "--subset",
         type=_subset,
         metavar="PART",
-        help="with --offsite: reads only a part of the repository's data, such as 5%% or 1/7 (default: all)",
+        help="with --offsite: read only a part of the repository's data, such as 5%% or 1/7 (default: all)",
     )
     parser.add_argument(
         "--restore-test",
         action="store_true",
-        help="also restores the newest dump of a database into a scratch database, then drops that",
+        help="also restore the newest dump of a database into a scratch database, and drop that",
     )
     add_destination(parser)
 
@@ -59,7 +59,11 @@ def _subset(text: str) -> str:
 
 def run(args: argparse.Namespace) -> int:
     if args.offsite:
-        return _verify_offsite(args)
+        if args.restore_test:
+            raise Usage("--restore-test cannot be used with --offsite")
+        copied = _verify_offsite(args.dst, args.config_dir, args.subset)
+        args.messages.closing(f"{args.dst}: the off-site copy of {format_moment(copied)} is ok")
+        return 0
     if args.subset is not None:
         raise Usage("--subset is for --offsite")
     with Destination.open(args.dst) as destination:
@@ -85,29 +89,29 @@ def run(args: argparse.Namespace) -> int:
     return FAILED if failures else 0
 
 
-def _verify_offsite(args: argparse.Namespace) -> int:
-    """Raise Error unless the repository is whole, and its newest copy equals the destination."""
-    if args.restore_test:
-        raise Usage("--restore-test cannot be used with --offsite")
-    _, repository = offsite.configured(args.config_dir)
-    with Destination.open(args.dst) as destination:
+def _verify_offsite(dst: str, config_dir: str, subset: str | None) -> datetime:
+    """Raise Error unless the repository is whole, and holds the destination as it is.
+
+    Returns the time of the copy.
+    """
+    _, repository = offsite.configured(config_dir)
+    with Destination.open(dst) as destination:
         state = offsite.examine(destination)
         own = offsite.own_copies(repository.snapshots(), destination.directory.path())
     if not own:
-        raise Error(f"there is no off-site copy of {args.dst}: send it with sync")
-    repository.check(args.subset)
+        raise Error(f"there is no off-site copy of {dst}: send it with sync")
+    repository.check(subset)
     differences = offsite.differences(own[-1], repository.nodes(own[-1].snapshot.id), state)
     if differences:
         shown = differences[:_SHOWN]
         if len(differences) > _SHOWN:
             shown.append(f"… and {len(differences) - _SHOWN} more")
-        raise Error(*shown, f"the newest off-site copy is not what {args.dst} holds: send it with sync")
-    args.messages.closing(f"{args.dst}: the off-site copy of {format_moment(own[-1].snapshot.time)} is ok")
-    return 0
+        raise Error(*shown, f"the newest off-site copy is not what {dst} holds: send it with sync")
+    return own[-1].snapshot.time
 
 
 def _check(content: Content, advance: Callable[[int], None]) -> None:
-    """Raise Error unless the content is what was stored, and the program that made it can read it."""
+    """Raise Error unless the content is what was stored, and its own program can read all of it."""
     if content.name == GLOBALS:
         decompressor = bz2.BZ2Decompressor()
         try:
@@ -117,7 +121,7 @@ def _check(content: Content, advance: Callable[[int], None]) -> None:
         if not decompressor.eof:
             raise Error(f"{content.name} is damaged: it ends too early")
     elif content.is_older:
-        # Content with the recorded digest is what was stored, and that was whole.
+        # What has the recorded digest is what was stored, and was whole then.
         content.pump(lambda block: None, advance)
     elif content.database() is not None:
         with content.file(advance) as dumped:
