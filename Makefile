@@ -1,7 +1,7 @@
-# Every target installs what it lacks: Debian packages, and the rest into .venv.
+# Every target installs what is missing: Debian packages, and the rest into .venv.
 
 PYTHON ?= python3
-# Tests wait for other programs much of the time: one more than there are cores.
+# Tests often wait for other programs: run one more than there are cores.
 WORKERS ?= $(shell expr $$(nproc) + 1)
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' btw_backup/__init__.py)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -13,8 +13,8 @@ TEST_PACKAGES = acl attr btrfs-progs fish groff-base libcap2-bin locales openssl
 BUILD_PACKAGES = build-essential libacl1-dev librsync-dev python3-dev
 DEB_PACKAGES = build-essential debhelper dh-python dpkg-dev python3-setuptools
 
-.PHONY: test-btrfs bench bench-packages coverage demo test test-distros test-rdiff-backup lint faults docs wheel test-wheel \
-	deb test-deb clean packages test-packages
+.PHONY: bench bench-packages clean coverage deb demo docs faults lint packages test test-btrfs test-deb test-distros \
+	test-packages test-rdiff-backup test-wheel wheel
 
 demo: packages .venv/runtime
 	PATH="$(CURDIR)/.venv/bin:$$PATH" tests/demo.sh
@@ -22,7 +22,7 @@ demo: packages .venv/runtime
 test: test-packages .venv/development
 	.venv/bin/pytest -n $(WORKERS) $(TESTS)
 
-# Prints the lines that no test runs; those of the program's own processes count. Also build/coverage/html.
+# Lists the lines that no test runs, counting processes that tests start. See also build/coverage/html.
 coverage: test-packages .venv/coverage
 	rm -rf build/coverage
 	.venv/bin/coverage run -m pytest -n $(WORKERS) $(TESTS)
@@ -30,7 +30,7 @@ coverage: test-packages .venv/coverage
 	.venv/bin/coverage html -q
 	.venv/bin/coverage report
 
-# All that can be run, in trees of Debian 12, 13 and testing, which are kept: see tests/distros.sh.
+# Runs everything in trees of Debian 12, 13 and testing, which are kept: see tests/distros.sh.
 test-distros:
 	@$(call install,debootstrap systemd-container)
 	tests/distros.sh $(SUITES)
@@ -40,7 +40,7 @@ test-rdiff-backup: test-packages .venv/development
 	@$(call install,$(BUILD_PACKAGES))
 	PYTHON=$(PYTHON) WORKERS=$(WORKERS) tests/rdiff_backup.sh
 
-# The same on btrfs, which lists a directory, keeps times and links files in its own way.
+# The tests on btrfs, which lists directories, keeps times and links files in its own way.
 test-btrfs: test-packages .venv/development
 	tests/btrfs.sh .venv/bin/pytest -n $(WORKERS)
 
@@ -99,7 +99,7 @@ install = missing=$$(for package in $(1); do \
 	[ -z "$$missing" ] || { $(SUDO) apt-get update -q && \
 		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; }
 
-# Found through the path: the finder that pip puts in otherwise takes 10 ms of every start.
+# The package is found by a path: the import hook that pip uses otherwise takes 10 ms of every start.
 EDITABLE = --config-settings editable_mode=compat -e
 
 .venv/bin/pip:

@@ -89,7 +89,7 @@ def unchanged(bench: Bench) -> Iterator[Row]:
         others = {"restic": subjects.restic(place, tree), "borg": subjects.borg(place, tree)}
         for task in (*(mine.backup() for mine in ours.values()), *others.values()):
             task.run()
-        # Once beside each other, so that every pair is of neighbours.
+        # Each of ours right before each other one, so that every compared pair ran in turn.
         tasks = [
             task for mine in ours.values() for other in others.values() for task in (mine.backup(), other)
         ]
@@ -267,7 +267,7 @@ def starting(bench: Bench) -> Iterator[Row]:
 
 
 def peak(rows: list[Row]) -> Row:
-    """The greatest memory of all cases."""
+    """The peak memory of all cases."""
     most = max((row for row in rows if row.memory), key=lambda row: int(row.memory.split()[0]))
     value = int(most.memory.split()[0])
     case = f"memory of our process ({most.case.partition(' / ')[0]})"

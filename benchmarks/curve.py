@@ -15,7 +15,7 @@ _NAMES = ("btw-backup", "restic", "borg")
 
 
 class Point(NamedTuple):
-    """What unchanged runs of so many files took, in the order of ``_NAMES``."""
+    """What unchanged runs with that many files took, in the order of ``_NAMES``."""
 
     files: int
     measured: Sequence[Measured]

@@ -64,7 +64,7 @@ class Ours:
 
 
 def restic(top: Path, source: Path) -> Task:
-    """``restic backup`` into a new repository; what it knows of earlier runs lies beside it."""
+    """``restic backup`` into a new repository, with its cache next to it."""
     settings = {"RESTIC_REPOSITORY": str(top / "restic"), "RESTIC_PASSWORD": "benchmark"}
     env = {**settings, "RESTIC_CACHE_DIR": str(top / "restic-cache")}
     call(["restic", "init", "--quiet"], env)

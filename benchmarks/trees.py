@@ -10,7 +10,7 @@ LARGE_FILES = 8
 _WORDS = 5000
 _POOL = 4 << 20
 _FIRST = datetime(2025, 1, 1, tzinfo=UTC)
-# What rdiff-backup 2.2 keeps of each point beside its increments and its marker.
+# What rdiff-backup 2.2 keeps for each point besides its increments and its marker.
 _KEPT = (
     "error_log.{}.data.gz",
     "file_statistics.{}.data.gz",

@@ -72,7 +72,7 @@ def _unreached(report: Report) -> Report:
     """Return the report for when nothing is known about the off-site copies."""
     if report.problem:
         return report
-    return report._replace(state=State.WARNING, problem="the off-site repository cannot be asked")
+    return report._replace(state=State.WARNING, problem="the off-site repository cannot be reached")
 
 
 def _report(dst: str, now: datetime, max_age: timedelta | None, snapshots: list[Snapshot] | None) -> Report:

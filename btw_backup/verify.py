@@ -106,7 +106,7 @@ def _verify_offsite(dst: str, config_dir: str, subset: str | None) -> datetime:
         shown = differences[:_SHOWN]
         if len(differences) > _SHOWN:
             shown.append(f"… and {len(differences) - _SHOWN} more")
-        raise Error(*shown, f"the newest off-site copy is not what {dst} holds: send it with sync")
+        raise Error(*shown, f"the newest off-site copy differs from {dst}: send it with sync")
     return own[-1].snapshot.time
 
 

@@ -753,7 +753,7 @@ def test_status_says_how_old_the_newest_copy_is(
     repository.rename(tmp_path / "away")
     result = btw("status", stored)
     assert (result.status, len(result.err.splitlines())) == (1, 1) and str(repository) in result.err
-    assert "WARNING - " in result.out and "the off-site repository cannot be asked" in result.out
+    assert "WARNING - " in result.out and "the off-site repository cannot be reached" in result.out
     assert "CRITICAL - " in btw("status", "--max-age", "1s", stored).out
 
 

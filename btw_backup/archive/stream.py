@@ -13,7 +13,7 @@ from ..programs.tar import Source, tar_command
 from ..system.files import BLOCK
 from ..system.trust import opened_as_resolved
 
-# tar ends an archive with two blocks of zeros; one that it gave up lacks them.
+# tar ends an archive with two blocks of zeros; an unfinished archive lacks them.
 _END = bytes(1024)
 
 
@@ -29,7 +29,7 @@ class Archive:
         self.result = process.Result("tar", 0, "")
 
     def blocks(self) -> Iterator[bytes]:
-        """What is left of the stream, and then how tar ended, as ``result``.
+        """Yield the rest of the stream; after that, ``result`` tells how tar ended.
 
         The result's status is 0; 1: files changed or vanished meanwhile; or 2: some could not be
         read. What tar printed of each is in the result. Raises Error unless the archive is whole.
@@ -47,7 +47,7 @@ class Archive:
             raise Error("tar did not finish the archive", said=self.result.said)
 
     def digest(self) -> str | None:
-        """The SHA-256 of all that was read, None if it was not wanted."""
+        """The SHA-256 of everything read; None if it was not requested."""
         return None if self._hash is None else self._hash.hexdigest()
 
 
@@ -80,7 +80,7 @@ class _Reader:
 
 
 def first_names(archive: Iterator[bytes], members: Sequence[str]) -> set[str]:
-    """What must be unpacked besides those members: the names under which hard-linked files are stored.
+    """Return which other members must be unpacked: the names under which hard-linked files are stored.
 
     An archive holds the content of such a file under the first of its names only. Raises
     Error if the archive is damaged, or leads out of the directory that it is unpacked in.
@@ -110,7 +110,7 @@ def _is_among(name: str, members: Sequence[str]) -> bool:
 
 
 def changed_blocks(archive: Archive, previous: tuple[int, str]) -> Iterator[bytes] | None:
-    """The whole archive if it is not what the previous one holds; None if it is.
+    """Return the blocks of the archive if it differs from the previous one, else None.
 
     ``previous`` is an open tarball and how it is compressed. As long as both agree nothing is
     kept; what is known to be equal then comes from the previous one.
@@ -126,11 +126,11 @@ def changed_blocks(archive: Archive, previous: tuple[int, str]) -> Iterator[byte
 
 
 def _start_of(previous: tuple[int, str], count: int) -> Iterator[bytes]:
-    """The first ``count`` bytes of the previous archive."""
+    """Yield the first ``count`` bytes of the previous archive."""
     with decompressed(*previous) as old:
         while count:
             block = old.read(min(BLOCK, count))
             if not block:
-                raise Error("the previous backup has changed while it was read")
+                raise Error("the previous backup changed while it was read")
             count -= len(block)
             yield block

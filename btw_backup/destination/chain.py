@@ -179,7 +179,7 @@ def check(chain: Directory) -> None:
             _check_is(chain, name, stat.S_IFREG)
             mirror = name
         else:
-            raise Error(f"it holds {mirror} and {name}, and a chain holds one file: refused")
+            raise Error(f"it holds {mirror} and {name}, but a chain holds only one file: refused")
     with chain.open(DATA) as data:
         for name in data.names():
             _check_data(data, name, mirror)
@@ -199,7 +199,7 @@ def _check_data(data: Directory, name: str, mirror: str | None) -> None:
                 _check_is(increments, entry, stat.S_IFREG)
                 version = entry.removeprefix(mirror or "")
                 if not _names(_VERSION, version):
-                    raise Error(f"{DATA}/{INCREMENTS}/{entry} is not of this chain: refused")
+                    raise Error(f"{DATA}/{INCREMENTS}/{entry} does not belong to this chain: refused")
         return
     _check_is(data, name, stat.S_IFREG)
     if _names(_METADATA, name) or _names(_OTHER_METADATA, name):
@@ -208,7 +208,7 @@ def _check_data(data: Directory, name: str, mirror: str | None) -> None:
         if data.status(name).st_size:
             raise Error(f"{DATA}/{name} is not empty: refused")
     elif not any(_names(pattern, name) for pattern in (_MARKER, _INCREMENT, _LOGS)):
-        raise Error(f"{DATA}/{name} is nothing that a chain holds: refused")
+        raise Error(f"{DATA}/{name} does not belong in a chain: refused")
 
 
 def _names(pattern: re.Pattern[str], name: str) -> bool:
@@ -236,6 +236,6 @@ def _check_metadata(name: str, text: bytes, mirror: str | None) -> None:
     for line in filter(None, text.split(b"\n")):
         if path := _PATH.fullmatch(line):
             if path[1] not in (b".", quoted):
-                raise Error(f"{name} names another file than the chain's: refused")
+                raise Error(f"{name} names a file that is not the chain's: refused")
         elif standard and not (_TYPE.fullmatch(line) or _FIELD.fullmatch(line)):
-            raise Error(f"{name} tells of something else than a file: refused")
+            raise Error(f"{name} describes something other than a file: refused")

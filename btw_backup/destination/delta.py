@@ -74,7 +74,7 @@ class Content:
     def cut(self, start: int, length: int) -> Iterator[Piece]:
         """Yield the pieces of a range. Raises Damaged if it is not inside the content."""
         if length <= 0 or start < 0 or start + length > self.size:
-            raise Damaged("a range lies outside of the file")
+            raise Damaged("a range is outside the file")
         at = bisect_right(self._starts, start) - 1
         while length:
             piece = self.pieces[at]
@@ -125,10 +125,10 @@ def _followed(delta: int, newer: Content) -> list[Piece]:
     with open(os.dup(delta), "rb", buffering=BLOCK) as commands:
         commands.seek(0)
         if _number(commands, 4) != _MAGIC:
-            raise Damaged("it is no delta")
+            raise Damaged("it is not a delta")
         while (command := _number(commands, 1)) != _END:
             if command >= _RESERVED or len(pieces) > _MOST_PIECES:
-                raise Damaged("it is no delta of this file")
+                raise Damaged("it is not a delta of this file")
             if command >= _COPY:
                 start = _number(commands, 1 << ((command - _COPY) >> 2))
                 length = _number(commands, 1 << ((command - _COPY) & 3))

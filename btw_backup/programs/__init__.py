@@ -1,1 +1,1 @@
-"""The programs that are run."""
+"""The programs that we run."""

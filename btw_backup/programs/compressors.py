@@ -10,7 +10,7 @@ from ..system.confinement import READING
 from . import process
 
 _COMPRESSORS = {
-    # lbzip2, pbzip2 and bzip2 read each other's files; the first two use all processors.
+    # lbzip2, pbzip2 and bzip2 read each other's files; the first two use all cores.
     "bzip2": (("lbzip2", "-c"), ("pbzip2", "-c"), ("bzip2", "-c")),
     "zstd": (("zstd", "-q", "-c", "-T0"),),
     "gzip": (("pigz", "-n", "-c"), ("gzip", "-n", "-c")),
@@ -20,29 +20,29 @@ _COMPRESSORS = {
 
 
 def compressor(compression: str) -> list[str]:
-    """The command that compresses standard input to standard output: the fastest installed."""
+    """Return the fastest installed command that compresses standard input to standard output."""
     commands = _COMPRESSORS[compression]
     return list(next((c for c in commands if process.available(c[0])), commands[-1]))
 
 
 @contextmanager
 def compressing(output: int, compression: str) -> Iterator[IO[bytes]]:
-    """What is written to the result is stored compressed in the open file ``output``."""
+    """Yield a stream; what is written to it is stored compressed in the open file ``output``."""
     with process.Program(compressor(compression), stdin=process.PIPE, stdout=output) as program:
         try:
             yield program.stdin
             program.stdin.close()
-        except BrokenPipeError as error:  # it ended before its input did, and says why
+        except BrokenPipeError as error:  # it ended early, and its stderr tells why
             program.wait().check()
             raise Error(f"{program.name} did not read all of its input") from error
         program.wait().check()
 
 
 def check_ending(file: int, compression: str, size: int) -> None:
-    """Raise Error where a compressed file of ``size`` bytes does not end as its format ends.
+    """Raise Error unless the compression of ``size`` bytes ends as its format must.
 
-    A compressor may say that it succeeded and not have done so; to read all of it again would take
-    about as long as to compress it.
+    A compressor may exit with 0 and not have succeeded. Reading everything again would take about as
+    long as compressing it.
     """
     length = os.fstat(file).st_size
     tail = os.pread(file, 11, max(length - 11, 0))
@@ -67,17 +67,17 @@ class Stream:
         self._program = program
 
     def sound(self) -> bool:
-        """Whether the tarball was whole, when all is read."""
+        """Whether the tarball was whole. Call it when everything has been read."""
         return self._program is None or self._program.wait().status == 0
 
     def said(self) -> str:
-        """What the decompressor said."""
+        """What the decompressor printed."""
         return self._program.wait().said if self._program is not None else ""
 
 
 @contextmanager
 def decompressed(file: int, compression: str) -> Iterator[Stream]:
-    """The content of an open tarball from its start; a damaged one ends early and is not sound."""
+    """Yield the content of an open tarball from its start; if it is damaged, it may end early."""
     os.lseek(file, 0, os.SEEK_SET)
     if compression == "none":
         with open(os.dup(file), "rb") as plain:

@@ -1,4 +1,4 @@
-"""What PostgreSQL's programs write: dumps in custom format, and the globals, which are SQL."""
+"""What PostgreSQL's programs write: dumps in custom format, and the globals, as SQL."""
 
 import bz2
 import os
@@ -9,33 +9,33 @@ from ..errors import Error
 from ..system.files import BLOCK, same_content, write_all
 
 # The header of pg_dump's custom format (WriteHead in pg_backup_archiver.c): from archive version
-# 1.15 on (PostgreSQL 16) the compression is a byte, before it was an integer. PostgreSQL 17 and 18 write
-# 1.16; a newer one is read likewise, if there is a time in the time's place.
+# 1.15 on (PostgreSQL 16) the compression is a byte; before, it was an integer. PostgreSQL 17 and 18 write
+# 1.16; a newer version is read the same way if there is a time in the expected place.
 _MAGIC = b"PGDMP"
 _OLDEST_VERSION, _NEWEST_VERSION = 12, 16
 _BYTE_COMPRESSION = 15
 _TIME_FIELDS = 7
 
-# A statement of the globals, and what is passed over before it. What does not end is one as well.
+# A statement of the globals, and what is skipped before it. An unfinished statement counts as one.
 _STATEMENT = re.compile(
     rb"""(?:\s|--[^\n]*+|^\\(?:un)?restrict\ \w+$)*+
     (?P<text>(?:[eE]'(?:[^'\\]|\\.|\'\')*+'|'[^']*+'|"[^"]*+"|--[^\n]*+|[^;'"])*+(?:;|.*))""",
     re.DOTALL | re.MULTILINE | re.VERBOSE,
 )
-# Before the first statement, and after the last: a name may hold such a line.
+# Only before the first statement and after the last: elsewhere such a line may be part of a name.
 _KEYS = re.compile(
     rb"\A((?:\s|--[^\n]*+)*+)\\restrict \w+\n|^\\unrestrict \w+\n(?=(?:\s|--[^\n]*+)*+\Z)", re.MULTILINE
 )
 
 
 def dumped_database(dump_file: int) -> str | None:
-    """The name of the database that a custom-format dump was made of, None if it can't be told."""
+    """Return the name of the database that a custom-format dump was made from; None if unknown."""
     header = _Header.read(dump_file)
     return header.database if header else None
 
 
 def same_dump(one: int, other: int) -> bool:
-    """Whether two dumps in custom format differ in nothing but the time in their headers."""
+    """Whether two dumps in custom format differ only in the time in their headers."""
     headers = _Header.read(one), _Header.read(other)
     if headers[0] is None or headers[1] is None or headers[0].stable != headers[1].stable:
         return False
@@ -52,7 +52,7 @@ class _Header:
 
     @classmethod
     def read(cls, file: int) -> "_Header | None":
-        """None where this is no dump, or one of a version that cannot be read."""
+        """Read the header. Returns None if this is no dump, or one of an unknown version."""
         data = os.pread(file, 4096, 0)
         if len(data) < 64 or not data.startswith(_MAGIC):
             return None
@@ -80,7 +80,7 @@ def _is_time(fields: bytes, size: int) -> bool:
 
 
 def same_globals(one: int, other: int) -> bool:
-    """Whether two bzip2-compressed dumps of globals differ in nothing but their restrict keys."""
+    """Whether two bzip2-compressed dumps of globals differ only in their restrict keys."""
     try:
         with unpacked(one) as first, unpacked(other) as second:
             return _KEYS.sub(rb"\1", first.read()) == _KEYS.sub(rb"\1", second.read())
@@ -104,7 +104,7 @@ def compress_globals(plain: int, output: int) -> None:
 
 
 def read_globals(packed: int) -> None:
-    """Raise Error where a compressed dump of globals does not end as pg_dumpall ends it."""
+    """Raise Error if a compressed dump of globals lacks the last line that pg_dumpall writes."""
     with unpacked(packed) as text:
         if not any(line == b"-- PostgreSQL database cluster dump complete\n" for line in text):
             raise Error("pg_dumpall exited with code: 0, but its dump is not complete")

@@ -1,16 +1,16 @@
-"""The variables of the environment that programs get: those that each needs, and no others."""
+"""The environment variables that programs get: those that each needs, and no others."""
 
 import os
 from collections.abc import Iterable
 
 # What every program may need. All others stay out: many of them change what programs do or
-# write (TAR_OPTIONS, XZ_OPT, PYTHON*, LD_*, RDIFF_BACKUP_*, and LANGUAGE, which rules over LC_ALL where
-# that is C.UTF-8).
+# write (TAR_OPTIONS, XZ_OPT, PYTHON*, LD_*, RDIFF_BACKUP_*, and LANGUAGE, which overrules an LC_ALL of
+# C.UTF-8).
 _NEEDED = frozenset(["HOME", "LOGNAME", "PATH", "TMPDIR", "USER"])
 
 # libpq's variables that say how to connect (https://www.postgresql.org/docs/current/libpq-envars.html),
 # and what Kerberos and OpenSSL read of theirs. PGOPTIONS, PGCLIENTENCODING, PGDATESTYLE, PGTZ and
-# PGGEQO would change what is dumped or how it is read; PGDATABASE is for us to say.
+# PGGEQO would change what is dumped or how it is read; we choose the database, not PGDATABASE.
 _CONNECTING = frozenset(
     ["KRB5CCNAME", "KRB5_CONFIG", "PGCHANNELBINDING", "PGCONNECT_TIMEOUT", "PGGSSDELEGATION"]
     + ["PGGSSENCMODE", "PGGSSLIB", "PGKRBSRVNAME", "PGLOADBALANCEHOSTS", "PGPASSFILE", "PGPASSWORD"]
@@ -21,11 +21,11 @@ _CONNECTING = frozenset(
 )
 # Which server they connect to, and as whom.
 _SERVER = frozenset(["PGHOST", "PGPORT", "PGUSER"])
-# The same, and they overrule a connection string: its host, and its database. PGCLUSTER is of Debian's
+# These overrule the host and the database in a connection string. PGCLUSTER belongs to Debian's
 # pg_wrapper(1).
 OVERRULING = frozenset(["PGCLUSTER", "PGHOSTADDR", "PGSERVICE"])
 
-# What restic and its ssh read of how to reach a store; everything else is said in OFFSITE_ENV.
+# How restic and its ssh reach a store; everything else belongs in OFFSITE_ENV.
 _STORING = frozenset(
     ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "SSH_AUTH_SOCK", "SSL_CERT_DIR"]
     + ["SSL_CERT_FILE", "XDG_CACHE_HOME", "all_proxy", "http_proxy", "https_proxy", "no_proxy"]
@@ -38,7 +38,7 @@ _ALSO_NEEDED = {
 
 
 def environment(program: str, without: Iterable[str] = ()) -> dict[str, str]:
-    """What a program gets of our environment: what it needs, in UTC and plain English.
+    """Return the part of our environment that a program gets: what it needs, in UTC and plain English.
 
     ``without``: variables that it does not get.
     """

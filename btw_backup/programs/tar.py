@@ -1,4 +1,4 @@
-"""GNU tar: its command lines, and how it ends."""
+"""GNU tar: its command lines, and what its exit means."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -11,15 +11,15 @@ from . import process
 
 TAG = "NOBACKUP-TAG"
 
-# An archive in our own blocks, from a pipe: with tar's own, of 10 KiB, it takes twice as long.
+# Read from a pipe in large blocks: with tar's default of 10 KiB it takes twice as long.
 _READING = ("--file=-", f"--blocking-factor={BLOCK // 512}", "--read-full-records")
 
-# What tar says of members that are asked for and not there, and then of itself.
+# What tar prints about requested members that are not there, and then about its exit.
 _PASSED_OVER = (": Not found in archive", "Exiting with failure status due to previous errors")
 
 
 class Source(NamedTuple):
-    """What is archived: members named ``./…`` in ``directory``, or the one named ``member``.
+    """What to archive: everything in ``directory``, as members ``./…``, or only ``member``.
 
     ``left_out`` are paths relative to it, ``exclude`` are tar patterns.
     """
@@ -32,13 +32,13 @@ class Source(NamedTuple):
 
 
 def tar_command(source: Source) -> list[str]:
-    """The command that writes the archive to its standard output, run in the source's directory.
+    """Return the command that writes the archive to standard output, to be run in the source's directory.
 
-    The same tree gives the same archive, whatever was read meanwhile (GNU tar 1.34).
+    The same tree gives the same archive, even if files were read meanwhile (GNU tar 1.34).
     """
     argv = ["tar", "--create", "--file=-", "--format=posix", "--blocking-factor=128"]
     argv += ["--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime", "--sort=name"]
-    # Newer formats of sparse members hold tar's process number.
+    # Newer formats of sparse members hold tar's process ID.
     argv += ["--acls", "--xattrs", "--xattrs-include=*", "--sparse", "--sparse-version=0.0"]
     argv.append(f"--exclude-tag={TAG}")
     if source.one_file_system:
@@ -58,7 +58,7 @@ class Unpacking:
         self._reads = True
 
     def write(self, block: bytes) -> None:
-        """Give it the next part of the archive; what follows the archive's end is not read."""
+        """Write the next part of the archive; tar does not read what follows the archive's end."""
         if self._reads:
             try:
                 self._program.stdin.write(block)
@@ -66,7 +66,7 @@ class Unpacking:
                 self._reads = False
 
     def finish(self) -> None:
-        """Wait for its end. Raises Error unless it did all, but for members that are not there."""
+        """Wait for tar. Raises Error if it failed, except because of missing members."""
         with suppress(BrokenPipeError):
             self._program.stdin.close()
         result = self._program.wait()
@@ -76,7 +76,7 @@ class Unpacking:
 
 @contextmanager
 def unpacking(target: Directory, members: Sequence[str]) -> Iterator[Unpacking]:
-    """What is written is unpacked into the open directory: all, or those members with what is below."""
+    """Unpack what is written into the open directory: everything, or those members and what is below."""
     argv = ["tar", "--extract", *_READING, "--preserve-permissions", "--numeric-owner"]
     argv += ["--acls", "--xattrs", "--xattrs-include=*", "--quoting-style=escape"]
     argv += ["--anchored", "--no-wildcards", "--no-unquote", "--", *members]
@@ -90,7 +90,7 @@ def unpacking(target: Directory, members: Sequence[str]) -> Iterator[Unpacking]:
 
 @contextmanager
 def listing() -> Iterator[Unpacking]:
-    """What is written is read as an archive from its first header to its last."""
+    """Have tar read what is written, an archive, from its first header to its last."""
     argv = ["tar", "--list", *_READING]
     with process.Program(argv, stdin=process.PIPE, confined=READING) as program:
         process.widen(program.stdin)

@@ -1,4 +1,4 @@
-"""The versions of the programs that we run: which ones will do, and which ones have been tried."""
+"""The versions of the programs that we run: which ones are new enough, and which ones are tested."""
 
 import re
 from functools import cache
@@ -10,7 +10,7 @@ Version = tuple[int, ...]
 
 
 class Known(NamedTuple):
-    """The oldest version that will do, and the oldest and the newest that the tests have been run with."""
+    """The oldest version that works, and the oldest and the newest that the tests have run with."""
 
     needed: Version
     oldest: Version
@@ -20,20 +20,20 @@ class Known(NamedTuple):
 KNOWN = {
     # --sort came with 1.28.
     "tar": Known((1, 28), (1, 34), (1, 35)),
-    # Its command line is that of 2.2 and newer.
+    # The command line is that of 2.2 and newer.
     "rdiff-backup": Known((2, 2), (2, 2, 2), (2, 2, 7)),
-    # --json and --parent are used as this version has them.
+    # --json and --parent work like this since 0.14.
     "restic": Known((0, 14), (0, 14), (0, 19)),
-    # pg_restore needs to be told where to write since 12.
+    # Since 12, pg_restore must be told where to write.
     "pg_dump": Known((12,), (15,), (18,)),
 }
 
 
 @cache
 def version(program: str) -> Version:
-    """The program's version, () where it can't be told. It is asked once in a run at most.
+    """Return the program's version, () if unknown. A run asks each program only once.
 
-    Raises Error where there is no such program.
+    Raises Error if there is no such program.
     """
     said = process.output([program, "version" if program == "restic" else "--version"])
     found = re.search(r"\d+(?:\.\d+)*", said.partition("\n")[0])
@@ -41,5 +41,5 @@ def version(program: str) -> Version:
 
 
 def shown(version: Version) -> str:
-    """As people write it."""
+    """Return a version as people write it."""
     return ".".join(map(str, version))

@@ -1,1 +1,1 @@
-"""What the operating system does for us."""
+"""What the operating system offers, in the form that we use."""

@@ -20,5 +20,5 @@ def renameat2(old: str, old_fd: int, new: str, new_fd: int, flags: int) -> None:
 
 
 def syncfs(fd: int) -> None:
-    """Write everything that waits for the file system of an open file to its disk. Raises OSError."""
+    """Write all dirty pages of the file system of an open file to its disk. Raises OSError."""
     _check(_libc.syncfs(fd), "syncfs")

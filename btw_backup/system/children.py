@@ -1,6 +1,6 @@
-"""Processes of our own: what a child does before it becomes a program, and work beside ours.
+"""Child processes: what a child does before it becomes a program, and work done in parallel.
 
-Every child ends with the process that made it, whatever ends that.
+Every child ends with the process that made it, however that ends.
 """
 
 import ctypes
@@ -21,17 +21,17 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _end_with(parent: int) -> None:
-    """In a child: end with the process that made it, whatever ends that."""
+    """In a child: end with the process that made it, however that ends."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the line above took effect
         os._exit(127)
 
 
 def _go_on_as_first() -> None:
-    """In a child: go on as the first process of a namespace, with which all others there end.
+    """In a child: go on as the first process of a namespace; when it ends, all others there end too.
 
-    bwrap's own --die-with-parent begins when all is mounted (0.8.0): killed before, it would leave the
-    rest of itself behind, which then runs the program. The child itself waits, and ends as that ends.
+    bwrap's own --die-with-parent takes effect only when everything is mounted (0.8.0): killed before, it
+    would leave a process behind, which then runs the program. The child itself waits, and ends alike.
     """
     for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
         if signal.getsignal(signum) is not signal.SIG_IGN:
@@ -44,12 +44,12 @@ def _go_on_as_first() -> None:
         _end_as(first, writing)
     os.close(writing)
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if select.select([reading], [], [], 0)[0]:  # the one that waits ended before that
+    if select.select([reading], [], [], 0)[0]:  # the waiting process ended before that
         os._exit(127)
 
 
 def _end_as(child: int, kept: int) -> NoReturn:
-    """In a child: hold nothing open but one descriptor, wait for a process, and end as it ends."""
+    """In a child: close every descriptor except one, wait for a process, and end as it ends."""
     status = 127
     try:
         os.closerange(0, kept)
@@ -76,10 +76,10 @@ def prepared(cwd: int | None, parent: int, confined: bool) -> Callable[[], None]
 
 @contextmanager
 def beside(work: Callable[[], bytes]) -> Iterator[Callable[[], bytes]]:
-    """Do some work of our own in another process; what this yields waits, once, for its result.
+    """Do some work in another process. Calling what this yields, once, waits for the result.
 
-    That raises ChildProcessError where the work raised OSError, or was killed, or else has shown
-    its traceback. Leaving the block ends it.
+    That raises ChildProcessError if the work failed or was killed; any error but OSError prints its
+    traceback. Leaving the block ends the process.
     """
     reading, writing = os.pipe()
     child = 0
@@ -107,7 +107,7 @@ def beside(work: Callable[[], bytes]) -> Iterator[Callable[[], bytes]]:
 
 
 def _do(work: Callable[[], bytes], output: IO[bytes], parent: int) -> NoReturn:
-    """In a child, where signals stay blocked: our handlers are not for it."""
+    """In a child: do the work. Signals stay blocked, since our handlers are not meant for it."""
     status = 1
     try:
         _end_with(parent)

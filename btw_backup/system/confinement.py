@@ -1,23 +1,23 @@
-"""Where a program that root runs can write: in a few directories, by bubblewrap.
+"""Limits where a program that root runs can write: to a few directories, by bubblewrap.
 
-Inside, every mount is read-only but those directories, which lie at ``/dev/btw-backup/N``, below a
+Inside, every mount is read-only except those directories. They are at ``/dev/btw-backup/N``, below a
 ``/dev`` of its own: a place that exists everywhere and hides nothing. There are no devices, no other
 processes, no network, no sockets in /run, and few capabilities. A descriptor opened outside would lead
-around this, so there is none: bwrap closes those of the directories once it has mounted what they are,
-and fails where the path of one is by then something else. Confined are
+around this, so there is none: bwrap closes those of the directories once it has mounted them, and fails
+if the path of one has become something else by then. Confined are
 
 - rdiff-backup, to the directory that it works in,
-- tar where it unpacks, to the target; where it lists an archive, and decompressors, to nothing,
-- pg_restore and psql, to nothing, with the network: scripts come from a dump. Under RUN_AS they are what
-  that account is, and no more.
+- tar when it unpacks, to the target; decompressors, and tar when it lists an archive, to nothing,
+- pg_restore and psql, to nothing, but with the network: scripts come from a dump. Under RUN_AS they have
+  the rights of that account, and no more.
 
-Not confined are programs that gain nothing by it: tar where it makes an archive, compressors, pg_dump and
-pg_dumpall, which write to nothing but their output, and restic, whose repository is encrypted and
-authenticated, while its cache, local repositories and the files of ssh and rclone lie anywhere. Hooks
-are the user's own. Programs of a user who is not root have that user's rights: in the user namespace
-that bwrap would need for them, ACLs for others can't be restored.
+Programs that gain nothing by it are not confined: tar when it makes an archive, compressors, pg_dump and
+pg_dumpall write only to their output. Nor is restic: its repository is encrypted and authenticated, and
+its cache, local repositories and the files of ssh and rclone can be anywhere. Hooks are the user's own.
+Programs of a user who is not root have that user's rights: in the user namespace that bwrap would need
+for them, ACLs for others can't be restored.
 
-What is known of bubblewrap here was found by experiment with version 0.8.0.
+What is known about bubblewrap here was found by experiment with version 0.8.0.
 """
 
 import os
@@ -29,12 +29,12 @@ PROGRAM = "bwrap"
 
 _PLACES = "/dev/btw-backup"
 
-# Each program has these: it works in directories of others, and gives files to them.
+# Every program has these: it works in directories of other users, and gives files to them.
 _CAPABILITIES = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID")
 
 # Further ones, with which tar restores devices, capabilities of files, and the extended attributes
-# security.* and trusted.* (xattr(7)). CAP_SYS_ADMIN could mount something: it keeps in what an archive
-# leads tar to, not foreign code.
+# security.* and trusted.* (xattr(7)). With CAP_SYS_ADMIN it could mount something: this confines what an
+# archive makes tar do, not foreign code.
 UNPACKING = ("CAP_MKNOD", "CAP_SETFCAP", "CAP_SYS_ADMIN")
 
 # Their numbers in capability sets (linux/capability.h).
@@ -59,7 +59,7 @@ class Open(Protocol):
 
 
 class At(NamedTuple):
-    """A path in an open directory, among a program's arguments or variables: that itself without a name.
+    """A path in an open directory, in a program's arguments or variables; without a name, the directory.
 
     The program gets the path by which it can reach it.
     """
@@ -68,7 +68,7 @@ class At(NamedTuple):
     name: str = ""
 
     def below(self, place: str) -> str:
-        """The path, where the directory is to be found at ``place``."""
+        """Return the path if the directory is at ``place``."""
         return f"{place}/{self.name}" if self.name else place
 
 
@@ -80,8 +80,8 @@ def descriptor(directory: int | Open) -> int:
 class Confinement(NamedTuple):
     """What a program may do beyond reading.
 
-    ``writable``: the open directories in which it can write. ``capabilities``: those that it has beyond
-    the usual. ``network``: it reaches servers, and sockets in /run, and can ask for a password.
+    ``writable``: the open directories in which it can write. ``capabilities``: those that it has in
+    addition. ``network``: it reaches servers, and sockets in /run, and can ask for a password.
     """
 
     writable: Sequence[int | Open] = ()
@@ -93,12 +93,12 @@ READING = Confinement()
 
 
 def places(directories: Iterable[int]) -> dict[int, str]:
-    """Where open directories are found inside."""
+    """Return where open directories are inside, by their descriptors."""
     return {fd: f"{_PLACES}/{number}" for number, fd in enumerate(dict.fromkeys(directories))}
 
 
 def held(status: str) -> frozenset[str]:
-    """Which of the capabilities named here a process has, of which this is ``/proc/PID/status``."""
+    """Return which of these capabilities a process has; ``status`` is its ``/proc/PID/status``."""
     line = next(line for line in status.splitlines() if line.startswith("CapPrm:"))
     bits = int(line.split()[1], 16)
     return frozenset(name for name, number in _NUMBERS.items() if bits >> number & 1)
@@ -111,17 +111,17 @@ def command(
     cwd: str,
     capabilities: frozenset[str],
 ) -> list[str]:
-    """The command line that runs another one confined.
+    """Return the command line that runs another one confined.
 
-    ``found``: where directories lie, by descriptors that are to be passed on. ``cwd``: a directory
-    inside. ``capabilities``: those that we hold; asked for another one, bwrap leaves it all of them.
+    ``found``: where directories are inside, by descriptors to pass on. ``cwd``: a directory inside.
+    ``capabilities``: those that we have; asked for any other, bwrap would leave it all of them.
     """
     options = [PROGRAM, "--die-with-parent", "--unshare-pid", "--unshare-ipc"]
     if not confinement.network:
         options += ["--new-session"]
-        # Its loopback device is brought up, or bwrap fails.
+        # bwrap must be able to bring up the loopback device, or it fails.
         options += ["--unshare-net"] if "CAP_NET_ADMIN" in capabilities else []
-    # Read-only with all that is mounted below. Devices can be opened in their own /dev alone.
+    # Read-only, with everything mounted below. Devices can be opened only in its own /dev.
     options += ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--remount-ro", "/proc"]
     if not confinement.network:
         options += ["--tmpfs", "/run", "--remount-ro", "/run"]
@@ -135,13 +135,13 @@ def command(
 
 
 def status(code: int) -> int:
-    """How the program ended of which bwrap returned this: negative where a signal ended it.
+    """Convert bwrap's exit status to that of the program: negative if a signal ended it.
 
-    bwrap returns 128 + N for signal N, and no program that is confined here ends with that itself.
+    bwrap returns 128 + N for signal N, and no program that is confined here exits with such a status.
     """
     return 128 - code if code - 128 in set(signal.Signals) else code
 
 
 def wanted() -> bool:
-    """Whether the programs that we run are to be confined: root's are."""
+    """Whether to confine the programs that we run: if we are root."""
     return os.geteuid() == 0

@@ -16,9 +16,9 @@ _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Directory:
-    """An open directory. Everything that is done in it goes by its descriptor and follows no link.
+    """An open directory. Every operation in it uses its descriptor and follows no link.
 
-    The owner of a destination can replace anything in it at any moment; a descriptor stays what it was.
+    The owner of a destination can replace anything in it at any moment; a descriptor keeps its meaning.
     Names are single components. Leaving the ``with`` block closes it.
     """
 
@@ -27,7 +27,7 @@ class Directory:
 
     @classmethod
     def at(cls, path: str, *, follow: bool = True) -> Self:
-        """Open a path; a symbolic link at its end counts only with ``follow``. Raises OSError."""
+        """Open a path. Raises OSError, also for a symbolic link at its end unless ``follow`` is set."""
         return cls(os.open(path, _FLAGS | (0 if follow else os.O_NOFOLLOW)))
 
     def fileno(self) -> int:
@@ -50,20 +50,20 @@ class Directory:
     # What is in it
 
     def names(self) -> list[str]:
-        """The names in it, in no order.
+        """The names in it, in no particular order.
 
-        A descriptor that was opened before an entry was made need not list that entry (readdir(3)),
-        and on btrfs does not; so the directory is opened anew.
+        A descriptor that was opened before an entry was made may not list that entry (readdir(3)), and
+        on btrfs it does not; so the directory is opened anew.
         """
         with Directory(os.open(".", _FLAGS, dir_fd=self._fd)) as fresh:
             return os.listdir(fresh.fileno())
 
     def status(self, name: str | None = None) -> os.stat_result:
-        """What lstat(2) tells of an entry, or of the directory itself."""
+        """What lstat(2) returns for an entry, or for the directory itself."""
         return os.fstat(self._fd) if name is None else os.lstat(name, dir_fd=self._fd)
 
     def holds(self, name: str) -> bool:
-        """Whether it has an entry of that name, a dangling link included."""
+        """Whether it has an entry of that name, even a dangling link."""
         try:
             self.status(name)
         except FileNotFoundError:
@@ -75,11 +75,11 @@ class Directory:
         return stat.S_ISDIR(self.status(name).st_mode)
 
     def duplicate(self) -> "Directory":
-        """The same directory, to be closed on its own."""
+        """The same directory with a descriptor of its own."""
         return Directory(os.dup(self._fd))
 
     def open(self, name: str) -> "Directory":
-        """The open directory ``name`` in this one. Raises OSError for a link or a file."""
+        """Open the directory ``name`` in this one. Raises OSError for a link or a file."""
         return Directory(os.open(name, _FLAGS | os.O_NOFOLLOW, dir_fd=self._fd))
 
     def open_file(self, name: str, flags: int = os.O_RDONLY) -> int:
@@ -97,7 +97,7 @@ class Directory:
 
     @contextmanager
     def file(self, name: str, flags: int = os.O_RDONLY) -> Iterator[int]:
-        """The descriptor of a regular file, closed at the end. Raises as ``open_file``."""
+        """Yield the descriptor of a regular file, closed at the end. Raises like ``open_file``."""
         fd = self.open_file(name, flags)
         try:
             yield fd
@@ -112,7 +112,7 @@ class Directory:
 
     @contextmanager
     def create(self, name: str) -> Iterator[int]:
-        """A new file that only we may use, open for reading and writing."""
+        """Make a file that only we may use, open for reading and writing."""
         fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self._fd)
         try:
             yield fd
@@ -121,7 +121,7 @@ class Directory:
 
     @contextmanager
     def temporary(self, name: str) -> "Iterator[Directory]":
-        """A new directory that only we may use, removed in the end with all that is in it."""
+        """Make a directory that only we may use, removed at the end with everything in it."""
         try:
             self.make(name)
             with self.open(name) as made:
@@ -131,11 +131,11 @@ class Directory:
                 self.remove(name)
 
     def rename(self, name: str, to: "Directory", new: str | None = None) -> None:
-        """Move an entry to another directory, where it replaces what has its name."""
+        """Move an entry to another directory, where it replaces an entry of the same name."""
         os.rename(name, name if new is None else new, src_dir_fd=self._fd, dst_dir_fd=to.fileno())
 
     def publish(self, name: str, to: "Directory", new: str | None = None) -> None:
-        """Move an entry to where nothing has its name. Raises FileExistsError if something does."""
+        """Move an entry to another directory. Raises FileExistsError if its name is taken there."""
         target = name if new is None else new
         try:
             calls.renameat2(name, self._fd, target, to.fileno(), calls.RENAME_NOREPLACE)
@@ -161,7 +161,7 @@ class Directory:
         os.unlink(name, dir_fd=self._fd)
 
     def remove(self, name: str) -> None:
-        """Remove an entry, and all below a directory. It is no error if there is none."""
+        """Remove an entry, and everything below a directory. It is no error if there is none."""
         try:
             if not self.holds_directory(name):
                 self.unlink(name)
@@ -175,7 +175,7 @@ class Directory:
             pass
 
     def _flatten(self, name: str) -> None:
-        """Move every directory below an entry to its top, so that none lies deep any more."""
+        """Move every directory below an entry to its top, so that none is deep any more."""
         with self.open(name) as top:
             waiting = [entry for entry in top.names() if top.holds_directory(entry)]
             while waiting:
@@ -186,13 +186,13 @@ class Directory:
                             inner.rename(entry, top, waiting[-1])
 
     def set_times(self, found: os.stat_result) -> None:
-        """Give it the access and modification times of another."""
+        """Give it the access and modification times in ``found``."""
         os.utime(self._fd, ns=(found.st_atime_ns, found.st_mtime_ns))
 
     # The disk
 
     def sync(self) -> None:
-        """Bring its names to the disk."""
+        """Write its names to the disk."""
         os.fsync(self._fd)
 
     def is_full(self) -> bool:

@@ -4,13 +4,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Writing to a file in larger blocks takes more processor time, not less.
+# Writing to a file in larger blocks takes more CPU time, not less.
 BLOCK = 1 << 18
 
 
 @contextmanager
 def closing(fd: int) -> Iterator[int]:
-    """The descriptor, closed at the end."""
+    """Yield the descriptor, and close it at the end."""
     try:
         yield fd
     finally:
@@ -18,14 +18,14 @@ def closing(fd: int) -> Iterator[int]:
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Write all of it: write(2) may take less, on a disk that is nearly full."""
+    """Write all of it: write(2) may write less, such as on a disk that is nearly full."""
     written = os.write(fd, data)
     while written < len(data):
         written += os.write(fd, data[written:])
 
 
 def copy_all(source: int, target: int) -> None:
-    """Append what an open file holds, from its start, to another."""
+    """Append the whole content of an open file to another."""
     offset = 0
     while sent := os.sendfile(target, source, offset, BLOCK):
         offset += sent

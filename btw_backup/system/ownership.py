@@ -1,4 +1,4 @@
-"""Whom the created files are given to: what ``-u`` takes."""
+"""Who gets the created files: what ``-u`` takes."""
 
 import grp
 import os
@@ -19,7 +19,7 @@ UNCHANGED = Owner()
 
 
 def parse_owner(text: str) -> Owner:
-    """What chown(1) takes: ``UID``, ``UID:``, ``UID:GID`` or ``:GID``, names or numbers.
+    """Convert what chown(1) takes: ``UID``, ``UID:``, ``UID:GID`` or ``:GID``, names or numbers.
 
     Raises Error for an unknown user or group, and for an owner that we may not give files to.
     """

@@ -1,4 +1,4 @@
-"""Saying which disk is full: a program that fails for want of room need not say so."""
+"""Tells which disk is full: a program that fails for lack of room may not say so."""
 
 import errno
 import os

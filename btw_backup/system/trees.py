@@ -1,4 +1,4 @@
-"""Whole trees inside a directory that belongs to somebody else: linking, checking, finishing them."""
+"""Trees inside a directory that belongs to somebody else: linking, checking, finishing them."""
 
 import errno
 import os
@@ -11,12 +11,12 @@ from ..errors import Error
 from .directories import Directory
 from .files import closing, copy_all
 
-# rdiff-backup keeps one file in directories that are two deep.
+# A chain of one file is two directories deep.
 DEPTH = 8
 
 
 class Linked(NamedTuple):
-    """The inode numbers of the files that a tree shares with its copy, and the size of all files in bytes."""
+    """The inode numbers of files that a tree shares with its copy, and the size of all files in bytes."""
 
     inodes: set[int]
     size: int
@@ -30,13 +30,13 @@ def link_tree(
     left_out: Callable[[str], bool] = lambda name: False,
     depth: int = DEPTH,
 ) -> Linked:
-    """Make what is in one directory, or those ``names`` of it, appear in another, an empty one.
+    """Copy the entries of one directory, or only those ``names``, to another, which must be empty.
 
-    Files that are ``linkable``, by their name and status, are hard-linked, the others copied, so that
-    whoever works on the second tree and replaces the linked files by rename leaves the first as it is.
-    What is ``left_out``, by its name, is not there in the copy.
+    Files that are ``linkable``, by their name and status, are hard-linked, the others copied. So a
+    program that works on the copy, and replaces the linked files by rename, leaves the original as it is.
+    Entries that are ``left_out``, by their name, are not copied.
     Raises Error for anything that is neither file nor directory, and for a hard link to a file of
-    another owner than its directory's: root is not to be led to somebody else's data.
+    another owner than its directory's, which could lead root to somebody else's data.
     """
     linked: set[int] = set()
     size = 0
@@ -68,9 +68,9 @@ def link_tree(
 
 
 def _link(fd: int, name: str, target: Directory) -> bool:
-    """Hard-link the open file. False if the file system has no such links, or no more."""
+    """Hard-link the open file. False if the file system has no hard links, or no more of them."""
     try:
-        # Through the descriptor, so that the file is the one that was examined (linkat(2)).
+        # By its descriptor, so that it is the file that was examined (linkat(2)).
         os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=target.fileno(), follow_symlinks=True)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EMLINK, errno.EXDEV, errno.ENOTSUP, errno.ENOSYS):
@@ -87,9 +87,9 @@ def _copy_file(source: int, found: os.stat_result, name: str, target: Directory)
 
 
 def copy_attributes(source: Directory, target: Directory, linked: set[int]) -> None:
-    """Give a copy that ``link_tree`` made the owners, modes and times of what it was made of.
+    """Give a copy that ``link_tree`` made the owners, modes and times of its original.
 
-    ``linked``: the inode numbers that it shares with that, which are left alone.
+    ``linked``: the inode numbers that the two share, which are left alone.
     """
     for entry in target.names():
         if target.holds_directory(entry):
@@ -113,7 +113,7 @@ def imitate(source: Directory, target: Directory) -> None:
 
 
 def finish_tree(top: Directory, uid: int, gid: int, untouched: set[int]) -> int:
-    """Give a finished tree to its owner (-1: as it is) and bring it to the disk.
+    """Give a finished tree to its owner (-1: unchanged) and write it to the disk.
 
     Files whose inode number is in ``untouched`` are left alone. Returns the size of all files,
     in bytes.

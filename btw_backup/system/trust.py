@@ -1,4 +1,4 @@
-"""Files that root acts on: refused where somebody else could have written them."""
+"""Files that root acts on: refused if somebody else could have written them."""
 
 import ast
 import errno
@@ -18,7 +18,7 @@ _MOST_LINKS = 40  # as the system has it (path_resolution(7))
 
 
 def execute(text: bytes, path: str) -> tuple[dict[str, Any], dict[str, int]]:
-    """Run the file. Returns its names in upper case with their values, and their lines."""
+    """Run a configuration file. Returns the values of its names in upper case, and their lines."""
     scope: dict[str, Any] = {"__file__": path, "__name__": "config"}
     try:
         tree = ast.parse(text, path)
@@ -40,7 +40,7 @@ def execute(text: bytes, path: str) -> tuple[dict[str, Any], dict[str, int]]:
 
 
 def read_trusted(path: str) -> bytes | None:
-    """The file's content, None where there is no file. Raises Error where others could write it."""
+    """Return the file's content, None if there is no file. Raises Error if others could write it."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -72,7 +72,7 @@ class Way(NamedTuple):
 
 
 def resolve(path: str) -> Way:
-    """Follow an absolute path as the system does, and look at who could have led it elsewhere."""
+    """Follow an absolute path as the system does, and check who could have redirected it."""
     real, secure, passed_others = "/", True, False
     for step in _steps(path):
         passed_others = passed_others or not _is_ours(os.lstat(step.directory))
@@ -84,7 +84,7 @@ def resolve(path: str) -> Way:
 
 @contextmanager
 def opened_as_resolved(real: str) -> Iterator[Directory]:
-    """The open directory that ``resolve`` found. Raises Error if a link leads elsewhere by now."""
+    """Open the directory that ``resolve`` found. Raises Error if a link leads elsewhere by now."""
     with naming(real):
         found = Directory.at(real)
     with found:
@@ -102,7 +102,7 @@ class _Step(NamedTuple):
 
 
 def _passed(path: str) -> Iterator[str]:
-    """Every directory that the system passes on the way to a file, also by symbolic links."""
+    """Yield every directory on the way to a file, following symbolic links."""
     return (step.directory for step in _steps(path))
 
 

@@ -1,7 +1,7 @@
-"""The two walls between a hostile destination and root: each is switched off, so that the other one shows.
+"""Switches off one of the two walls between a hostile destination and root, to test the other alone.
 
-Neither switch is one of the program: a bwrap that does not work is found first on the PATH, and checks
-are replaced in a script that then runs the command.
+The program itself has no such switch: a bwrap that does not work comes first in PATH, and checks are
+replaced in a script that then runs the command.
 """
 
 import os
@@ -29,7 +29,7 @@ def without_confinement(where: Path) -> dict[str, str]:
 
 
 def without_checks(config_dir: Path, replaced: dict[str, str]) -> Callable[..., Result]:
-    """As the fixture ``btw``, with functions replaced by expressions.
+    """Return a function like the fixture ``btw``, with functions of the program replaced by expressions.
 
     Their names are ``module.function``, below btw_backup: ``{"destination.chain.check_metadata":
     "lambda *args: None"}``. One that doesn't exist is an error. A name that another module has imported is
