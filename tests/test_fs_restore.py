@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from btw_backup.destination.reader import Destination
+
 from .faults.tracing import CHANGING, parse_trace, tracing
 from .helpers import trees
 from .helpers.destinations import add_tarball, mounted
@@ -607,6 +609,55 @@ def test_a_restore_that_is_interrupted_looks_incomplete(
             running.send_signal(signum)
             assert running.wait(60) == 128 + signum
     assert os.listdir(target) == [MARKER]
+
+
+@pytest.mark.parametrize("kind", ["rdiff", "none"])
+def test_a_source_that_holds_a_file_called_like_the_marker(
+    btw: Btw, backup: Backup, src: Path, dst: Path, target: Path, kind: str
+) -> None:
+    (src / MARKER).write_text("of the source\n")
+    backup(src, kind)
+    assert btw("fs-restore", dst, target) == SILENCE
+    trees.assert_same(src, target)
+
+
+@with_strace
+def test_all_is_on_the_disk_before_the_marker_goes(
+    btw: Btw, backup: Backup, src: Path, dst: Path, tmp_path: Path, target: Path
+) -> None:
+    backup(src)
+    trace = tmp_path / "trace"
+    command = [sys.executable, "-m", "btw_backup", "fs-restore", str(dst), str(target)]
+    subprocess.run([*tracing(trace, {"syncfs", "unlinkat", "unlink", "fsync"}), *command], check=True)
+    calls = [line for line in trace.read_text().splitlines() if "syncfs" in line or MARKER in line]
+    assert calls[0].startswith("syncfs(") and str(target) in calls[0]
+    assert "unlink" in calls[-1] and len(calls) == 2
+
+
+def test_a_point_that_was_chosen_before_a_backup_exchanged_its_chain(
+    backup: Backup, src: Path, dst: Path
+) -> None:
+    """The chosen point is no longer the newest, and what holds it has been exchanged and removed."""
+    backup(src)
+    with Destination.open(str(dst)) as destination:
+        chosen = destination.choose(None, datetime.now(UTC))
+        (src / "file").write_text("later\n")
+        assert len(backup(src)) == 2
+        with destination.opened(chosen) as content:
+            content.pump(lambda block: None)
+            assert content.is_older
+
+
+def test_a_chain_that_is_exchanged_while_it_is_read(backup: Backup, src: Path, dst: Path) -> None:
+    names = [backup(src)[0]]
+    (src / "file").write_text("later\n")
+    backup(src)
+    with Destination.open(str(dst)) as destination:
+        chosen = destination.choose(names[0], datetime.now(UTC))
+        with destination.opened(chosen) as content:
+            (src / "file").write_text("later still\n")
+            assert len(backup(src)) == 3
+            content.pump(lambda block: None)
 
 
 # Archives that somebody made to harm

@@ -23,19 +23,19 @@ def restoring(target: str) -> Iterator[Directory]:
         with Directory.at(os.path.realpath(target), follow=False) as top:
             if top.names():
                 raise Error(f"{target} is not empty: restore into a new or an empty directory")
+            # It stays open, so that no other file can get its inode number.
             with top.create(INCOMPLETE) as marker:
-                marked = os.fstat(marker).st_ino
-            try:
-                yield top
-                calls.syncfs(top.fileno())
-            except Error as error:
-                lines = [*error.lines, f"{target} is incomplete: do not use what is in it"]
-                raise Error(*lines, said=error.said) from error
-            times = top.status()
-            with suppress(FileNotFoundError):
-                # A file of that name in the source has then replaced the marker.
-                if top.status(INCOMPLETE).st_ino == marked:
-                    top.unlink(INCOMPLETE)
+                try:
+                    yield top
+                    calls.syncfs(top.fileno())
+                except Error as error:
+                    lines = [*error.lines, f"{target} is incomplete: do not use what is in it"]
+                    raise Error(*lines, said=error.said) from error
+                times = top.status()
+                with suppress(FileNotFoundError):
+                    # The source may hold a file of that name, which has then replaced the marker.
+                    if os.path.samestat(top.status(INCOMPLETE), os.fstat(marker)):
+                        top.unlink(INCOMPLETE)
             top.set_times(times)
             top.sync()
         with Directory.at(os.path.dirname(os.path.realpath(target))) as parent:
