@@ -74,7 +74,10 @@ class LockedDestination(Destination):
                     f"the newest point of {self.path} ({format_moment(newest)}) is dated in the future:"
                     " set the clock right, or wait until then"
                 )
-            if newest < moment and not self.directory.holds(format_moment(moment)):
+            # Whatever has a name of that second, no backup among it, would be in the way of the new one.
+            if newest < moment and not any(
+                name.startswith(format_moment(moment)) for name in self.directory.names()
+            ):
                 return moment
             time.sleep(1 - at % 1)
 
