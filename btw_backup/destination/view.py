@@ -49,9 +49,9 @@ def viewing(destination: LockedDestination) -> Iterator[View]:
                 private.make(VIEW)
             except FileExistsError:
                 raise Busy(f"another process is sending {path} off-site: try again later") from None
-            opened.callback(_remove, path, private)
             directory = opened.enter_context(private.open(VIEW))
             fcntl.flock(directory.fileno(), fcntl.LOCK_EX)
+            opened.callback(_remove, path, private)  # while it is locked: nobody else removes it
             with destination.keeping_record():
                 _fill(directory, destination)
         yield View(path, destination.directory.path(), directory, private)
