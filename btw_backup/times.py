@@ -49,8 +49,8 @@ def last_moment(text: str) -> datetime | None:
     """Return the last second of the day, hour, minute or second that the text names; None if none."""
     for form, period in _PERIODS.items():
         try:
-            return datetime.strptime(text, form).replace(tzinfo=UTC) + period - timedelta(seconds=1)
-        except ValueError:
+            return datetime.strptime(text, form).replace(tzinfo=UTC) + (period - timedelta(seconds=1))
+        except (ValueError, OverflowError):
             continue
     return None
 

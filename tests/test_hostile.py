@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from .helpers.confinement import confined, without_checks, without_confinement
-from .helpers.hostile import HOW, MARK, USER, Land, change, fill, ids, inside, pick, put
+from .helpers.hostile import HOW, MARK, SECRET, USER, Land, change, fill, ids, inside, pick, put
 from .helpers.running import Btw, Result
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root and another user")
@@ -617,6 +617,21 @@ def test_nothing_is_removed_outside_the_target_though_names_are_not_checked(
     unchecked = without_checks(config_dir, {"archive.stream.check_inside": "lambda name: None"})
     unchecked("fs-restore", land.dst, tmp_path / "target", "f")
     assert precious.read_text() == "of root's\n"
+
+
+@pytest.mark.parametrize("name", ["backup.log", "backup.tar"])
+def test_a_file_of_roots_that_was_moved_into_a_chain_is_not_given_away(
+    land: Land, btw: Btw, backup: Callable[[], Result], name: str
+) -> None:
+    """Who can write to the directory of a file can move it, whoever owns it."""
+    chain = fill(land, btw, backup, "rdiff")
+    place = land.dst / chain / (DATA if name == "backup.log" else "") / name
+    place.unlink()
+    place.write_bytes(SECRET)
+    place.chmod(0o600)
+    result = backup()
+    assert result.status == 1 and "another owner" in result.err
+    assert land.leaks() == []
 
 
 # One entry that is broken does not take the others with it

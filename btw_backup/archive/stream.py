@@ -90,7 +90,7 @@ def first_names(archive: Iterator[bytes], members: Sequence[str]) -> set[str]:
     try:
         with tarfile.open(fileobj=cast(IO[bytes], _Reader(archive)), mode="r|") as headers:
             links = [entry for entry in headers if entry.islnk()]
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
         raise Error(str(error)) from error
     wanted = {entry.linkname for entry in links if _is_among(entry.name, members)}
     extra = {name for name in wanted if not _is_among(name, members)}

@@ -22,6 +22,7 @@ ENDINGS = {".tbz": "bzip2", ".tar.zst": "zstd", ".tar.gz": "gzip", ".tar.xz": "x
 ENDING_OF = {compression: ending for ending, compression in ENDINGS.items()}
 # The ending of a file that sha256sum(1) can check, next to an uncompressed tarball.
 CHECKSUM = ".sha256"
+_TRIES = 5
 _TARBALL = re.compile(r"([^.]+)(\.[.a-z]+)")
 
 
@@ -121,19 +122,35 @@ def _examine(name: str, directory: Directory) -> Backup | None:
 
 
 def _examine_chain(name: str, time: datetime, directory: Directory) -> Backup | None:
-    with directory.open(name) as top:
-        if not top.holds(chain.DATA):
-            return None
-        if not top.holds_directory(chain.DATA):
-            raise Error(f"{name}/{chain.DATA} is not a directory: refused")
-        with top.open(chain.DATA) as data:
-            state = chain.read_state(data.names())
+    for _ in range(_TRIES):
+        with directory.open(name) as top:
+            try:
+                state = _read_state(name, top)
+            except FileNotFoundError:
+                state = None
+            # A chain that was exchanged meanwhile is being removed: it may have been half gone.
+            if top.status().st_ino == directory.status(name).st_ino:
+                break
+    else:
+        raise Error(f"{name} is changing too fast: try again")
+    if state is None:
+        return None
     if not state.stamps:
         return None
     # The full backup has the time of the chain's name, whatever time rdiff-backup recorded.
     points = [Point(chain.moment(stamp), stamp) for stamp in state.stamps]
     points[0] = Point(time, points[0].stamp)
     return Backup(name, True, tuple(points), state.interrupted)
+
+
+def _read_state(name: str, top: Directory) -> chain.State | None:
+    """What the names in a chain tell, None if it is none."""
+    if not top.holds(chain.DATA):
+        return None
+    if not top.holds_directory(chain.DATA):
+        raise Error(f"{name}/{chain.DATA} is not a directory: refused")
+    with top.open(chain.DATA) as data:
+        return chain.read_state(data.names())
 
 
 def checksum(name: str, directory: Directory) -> str | None:

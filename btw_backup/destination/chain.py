@@ -145,6 +145,8 @@ def recorded(data: Directory, stamp: str) -> Recorded | None:
 def _read_metadata(data: Directory, name: str) -> bytes:
     """The text of a metadata file. Raises Unusable if it is damaged or far too large."""
     with open(data.open_file(name), "rb") as raw:
+        if os.fstat(raw.fileno()).st_size > _METADATA_LIMIT:
+            raise Unusable(f"{name} is damaged: too large for a chain of one file")
         try:
             text = (gzip.open(raw) if name.endswith(".gz") else raw).read(_METADATA_LIMIT + 1)
         except (OSError, EOFError, zlib.error) as error:

@@ -136,7 +136,11 @@ def opened(destination: Directory, chosen: Chosen) -> Iterator[Content]:
 def _chosen(destination: Directory, chain_name: str, stamp: str, files: ExitStack) -> Content:
     top = files.enter_context(destination.open(chain_name))
     try:
-        return of_chain(top, stamp, files)
+        content = of_chain(top, stamp, files)
+        # Half gone, it may also look as if there was no way back to tell of.
+        if top.status().st_ino != destination.status(chain_name).st_ino:
+            raise Gone
+        return content
     except (Error, FileNotFoundError) as error:
         # A chain that was exchanged is being removed: this one may be half gone.
         if top.status().st_ino != destination.status(chain_name).st_ino:
@@ -167,22 +171,25 @@ def of_chain(top: Directory, stamp: str, files: ExitStack) -> Content:
         versions = [newest] if state.interrupted and not _is(mirror, data, newest) else []
         versions += reversed([stamp, *newer][:-1])
         for version in versions:
-            content = _older(content, increments, name, version, files)
+            content = _older(content, data, increments, name, version, files)
     digest = "" if found is None else found.digest
     return Content(name, content, "none", digest, is_older=bool(newer))
 
 
 def _older(
-    newer: delta.Content, increments: Directory, name: str, stamp: str, files: ExitStack
+    newer: delta.Content, data: Directory, increments: Directory, name: str, stamp: str, files: ExitStack
 ) -> delta.Content:
     """Return the content at a point; ``newer`` is the content at the next one."""
     version = chain.open_version(increments, name, stamp)
     if version is None:
         return newer
-    files.callback(os.close, version[0])
+    found = chain.recorded(data, stamp)
+    if found is None:
+        os.close(version[0])
+        raise Error(f"{name} cannot be checked: the metadata of the chain is gone")
     with naming(tempfile.gettempdir()):
         try:
-            return delta.older(newer, *version, files)
+            return delta.older(newer, *version, found.size, files)
         except delta.Damaged as error:
             raise Error(f"{name} is damaged: the way back to {stamp} cannot be read: {error}") from error
 

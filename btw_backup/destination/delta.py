@@ -25,6 +25,7 @@ _COPY = 0x45  # sixteen: start and length likewise
 _RESERVED = 0x55
 # rdiff-backup's blocks grow with the square root of the size: no file has this many.
 _MOST_PIECES = 1 << 21
+_SLACK = 1 << 20
 
 
 class Damaged(Error):
@@ -90,22 +91,33 @@ def whole(file: int) -> Content:
     return Content([Piece(file, 0, os.fstat(file).st_size)])
 
 
-def older(newer: Content, version: int, ending: str, opened: ExitStack) -> Content:
+def older(newer: Content, version: int, ending: str, size: int, opened: ExitStack) -> Content:
     """Return the content of an older version, stored whole or as a difference to the ``newer`` content.
 
-    ``version`` and ``ending`` are what ``chain.open_version`` returns. ``opened`` closes the files that
-    are needed. Raises Damaged.
+    ``version`` and ``ending`` are what ``chain.open_version`` returns; ``size`` is what the content has,
+    in bytes. ``opened`` closes the files that are needed, ``version`` among them. Raises Damaged.
     """
+    if ending.endswith(".gz"):
+        try:
+            plain = _unpacked(version, size, opened)
+        finally:
+            os.close(version)
+    else:
+        plain = version
+        opened.callback(os.close, version)
     if ending == "missing":
         raise Damaged("the file was not there")
-    plain = _unpacked(version, opened) if ending.endswith(".gz") else version
-    if ending.startswith("snapshot"):
-        return whole(plain)
-    return Content(_followed(plain, newer))
+    content = whole(plain) if ending.startswith("snapshot") else Content(_followed(plain, newer, size))
+    if content.size != size:
+        raise Damaged("it gives another size than the recorded one")
+    return content
 
 
-def _unpacked(version: int, opened: ExitStack) -> int:
-    """Unpack an open gzip file into an unnamed file under TMPDIR."""
+def _unpacked(version: int, size: int, opened: ExitStack) -> int:
+    """Unpack an open gzip file, that of a version of ``size`` bytes, into an unnamed file under TMPDIR."""
+    most = 2 * size + _SLACK  # commands and literals; what somebody has doctored could be endless
+    if os.fstat(version).st_size > most:
+        raise Damaged("it is too large for its content")
     scratch = opened.enter_context(tempfile.TemporaryFile())
     with open(os.dup(version), "rb") as packed:
         packed.seek(0)
@@ -113,33 +125,49 @@ def _unpacked(version: int, opened: ExitStack) -> int:
             unpacked = gzip.open(packed)
             while block := unpacked.read(BLOCK):
                 scratch.write(block)
+                if scratch.tell() > most:
+                    raise Damaged("it is too large for its content")
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise Damaged(str(error)) from error
     scratch.flush()
     return scratch.fileno()
 
 
-def _followed(delta: int, newer: Content) -> list[Piece]:
-    """Return the pieces that a delta puts together. Raises Damaged."""
+def _followed(delta: int, newer: Content, size: int) -> list[Piece]:
+    """Return the pieces of ``size`` bytes that a delta puts together. Raises Damaged."""
     pieces: list[Piece] = []
+    end = os.fstat(delta).st_size
     with open(os.dup(delta), "rb", buffering=BLOCK) as commands:
         commands.seek(0)
         if _number(commands, 4) != _MAGIC:
             raise Damaged("it is not a delta")
         while (command := _number(commands, 1)) != _END:
-            if command >= _RESERVED or len(pieces) > _MOST_PIECES:
+            if command >= _RESERVED or len(pieces) > _MOST_PIECES or size < 0:
                 raise Damaged("it is not a delta of this file")
             if command >= _COPY:
                 start = _number(commands, 1 << ((command - _COPY) >> 2))
                 length = _number(commands, 1 << ((command - _COPY) & 3))
-                pieces.extend(newer.cut(start, length))
+                size -= length
+                for piece in newer.cut(start, length):
+                    _append(pieces, piece)
                 continue
             length = command
             if command > _LONGEST_SHORT_LITERAL:
                 length = _number(commands, 1 << (command - _LITERAL))
-            pieces.append(Piece(delta, commands.tell(), length))
+            if not 0 < length <= end - commands.tell():
+                raise Damaged("it ends too early")
+            size -= length
+            _append(pieces, Piece(delta, commands.tell(), length))
             commands.seek(length, os.SEEK_CUR)
     return pieces
+
+
+def _append(pieces: list[Piece], piece: Piece) -> None:
+    """Add a piece, as part of the last one if it follows that."""
+    if pieces and (last := pieces[-1]).file == piece.file and last.start + last.length == piece.start:
+        pieces[-1] = last._replace(length=last.length + piece.length)
+    else:
+        pieces.append(piece)
 
 
 def _number(commands: IO[bytes], width: int) -> int:

@@ -51,7 +51,9 @@ def last_success(destination: Directory) -> datetime | None:
     finds nothing changed writes one.
     """
     with suppress(OSError, Error), destination.open(PRIVATE) as private, private.file(_SUCCESS) as fd:
-        return parse_moment(os.read(fd, 100).decode(errors="replace").strip())
+        # Somebody else's private directory is none.
+        if private.status().st_uid in (0, os.geteuid()):
+            return parse_moment(os.read(fd, 100).decode(errors="replace").strip())
     with suppress(OSError):
         found = destination.status(LOG)
         if stat.S_ISREG(found.st_mode) and found.st_size:

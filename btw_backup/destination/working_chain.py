@@ -97,7 +97,7 @@ def working_chain(
         linked = _NOTHING_LINKED
         older: tuple[str, ...] = ()
         if extended is not None:
-            linked = link_tree(extended, made, chain.is_linkable, left_out=chain.is_temporary)
+            linked = link_tree(extended, made, chain.is_linkable, left_out=chain.is_temporary, strict=True)
             chain.check(made)
             with made.open(chain.DATA) as data:
                 older = chain.read_state(data.names()).stamps

@@ -28,13 +28,15 @@ def link_tree(
     linkable: Callable[[str, os.stat_result], bool],
     names: Iterable[str] | None = None,
     left_out: Callable[[str], bool] = lambda name: False,
+    strict: bool = False,
     depth: int = DEPTH,
 ) -> Linked:
     """Copy the entries of one directory, or only those ``names``, to another, which must be empty.
 
     Files that are ``linkable``, by their name and status, are hard-linked, the others copied. So a
     program that works on the copy, and replaces the linked files by rename, leaves the original as it is.
-    Entries that are ``left_out``, by their name, are not copied.
+    Entries that are ``left_out``, by their name, are not copied. ``strict``: all files belong to the owner
+    of their directory, or Error is raised.
     Raises Error for anything that is neither file nor directory, and for a hard link to a file of
     another owner than its directory's, which could lead root to somebody else's data.
     """
@@ -50,7 +52,7 @@ def link_tree(
                 raise Error(f"{entry} lies deeper than anything in a backup: refused")
             target.make(entry)
             with source.open(entry) as inner, target.open(entry) as copied:
-                below = link_tree(inner, copied, linkable, left_out=left_out, depth=depth - 1)
+                below = link_tree(inner, copied, linkable, left_out=left_out, strict=strict, depth=depth - 1)
             linked |= below.inodes
             size += below.size
             continue
@@ -60,6 +62,8 @@ def link_tree(
             theirs = ours or found.st_uid == owner
             if found.st_nlink != 1 and not theirs:
                 raise Error(f"{entry} is a hard link to a file of another owner: refused")
+            if strict and not theirs:  # who can write to its directory could have moved it here
+                raise Error(f"{entry} is a file of another owner than its directory: refused")
             if theirs and linkable(entry, found) and _link(fd, entry, target):
                 linked.add(found.st_ino)
             else:
