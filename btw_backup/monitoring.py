@@ -63,6 +63,8 @@ class Report(NamedTuple):
 
 def judge(facts: Facts, now: datetime, max_age: timedelta | None) -> tuple[State, str]:
     """Return the state of a destination, and what is wrong with it, or an empty string."""
+    if facts.success is None and facts.broken:
+        return State.UNKNOWN, facts.broken[0]
     if facts.success is None:
         return (State.WARNING if max_age is None else State.CRITICAL), "no backups yet"
     if max_age is not None and now - facts.success > max_age:
