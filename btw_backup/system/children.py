@@ -16,7 +16,9 @@ from typing import IO, NoReturn
 from ..errors import uninterrupted
 
 _PR_SET_PDEATHSIG = 1
-_CLONE_NEWPID = 0x20000000
+_CLONE_NEWNS, _CLONE_NEWPID = 0x00020000, 0x20000000
+_MS_REC, _MS_PRIVATE = 0x4000, 0x40000
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -37,7 +39,7 @@ def _go_on_as_first() -> None:
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, signal.SIG_DFL)
     reading, writing = os.pipe()
-    if _libc.unshare(_CLONE_NEWPID) != 0:
+    if _libc.unshare(_CLONE_NEWNS | _CLONE_NEWPID) != 0:
         raise OSError(ctypes.get_errno(), "unshare")
     first = os.fork()
     if first:
@@ -46,6 +48,14 @@ def _go_on_as_first() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if select.select([reading], [], [], 0)[0]:  # the waiting process ended before that
         os._exit(127)
+    # bwrap looks itself up in /proc, which must be that of the namespace.
+    _mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE)
+    _mount(b"proc", b"/proc", b"proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+
+
+def _mount(what: bytes, where: bytes, kind: bytes | None, flags: int) -> None:
+    if _libc.mount(what, where, kind, ctypes.c_ulong(flags), None) != 0:
+        raise OSError(ctypes.get_errno(), "mount")
 
 
 def _end_as(child: int, kept: int) -> NoReturn:
