@@ -634,6 +634,26 @@ def test_a_file_of_roots_that_was_moved_into_a_chain_is_not_given_away(
     assert land.leaks() == []
 
 
+@pytest.mark.parametrize("command", ["fs", "prune"])
+def test_a_destination_that_somebody_else_leads_elsewhere(
+    land: Land, btw: Btw, backup: Callable[[], Result], command: str
+) -> None:
+    """The user owns the directory in which the destination is, and puts a link to root's in its place."""
+    fill(land, btw, backup, "tar")
+    roots = land.roots / "destination"
+    shutil.copytree(land.dst, roots, copy_function=shutil.copy2)
+    home = land.top / "home"
+    home.mkdir()
+    (home / "dst").symlink_to(roots)
+    for path in (home, home / "dst"):
+        os.lchown(path, *ids())
+    before = land.canaries()
+    args = ["fs", "-u", USER, land.src] if command == "fs" else ["prune", "--keep-last", "1"]
+    result = btw(*args, home / "dst")
+    assert result.status == 1 and "refused" in result.err and str(roots) in result.err
+    assert land.canaries() == before
+
+
 # One entry that is broken does not take the others with it
 
 

@@ -16,6 +16,7 @@ from ..system.directories import Directory
 from ..system.files import write_all
 from ..system.ownership import UNCHANGED, Owner
 from ..system.room import room_on
+from ..system.trust import resolve
 from ..times import format_moment
 from . import chain, log, record
 from .catalog import ARCHIVE, CHECKSUM, ENDING_OF, Backup, Limits, full_backup_due
@@ -200,6 +201,19 @@ class LockedDestination(Destination):
 
 
 @contextmanager
+def _opened(path: str) -> Iterator[Directory]:
+    """The open destination. Raises Error if somebody else may have led its path to where it is."""
+    with open_directory(path) as directory:
+        way = resolve(os.path.abspath(path))
+        if not way.secure or way.real != directory.path():
+            raise Error(
+                f"{path}: refused, because it leads to {directory.path()} by a symbolic link that others"
+                " can make: name the real path"
+            )
+        yield directory
+
+
+@contextmanager
 def working_on(
     path: str,
     warn: Callable[[str], None],
@@ -211,7 +225,7 @@ def working_on(
     ``owner`` gets what is made; ``warn`` is called with what the administrator should know.
     """
     with (
-        open_directory(path) as directory,
+        _opened(path) as directory,
         naming(path),
         private_directory(path, directory) as private,
         locked(path, private, wait),
