@@ -12,11 +12,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from btw_backup.programs import versions
 
 from .faults.case import LOST, Broken, Case, Ended
 from .faults.faults import ERRORS, Failing, Fault, Kill, KillAll, Signalled, SmallDisk
@@ -26,7 +28,7 @@ from .faults.tracing import Call
 from .faults.trying import attempt
 from .helpers import hostile, trees
 from .helpers.destinations import add_tarball, at_rest, mounted
-from .helpers.repositories import PASSWORD, S3, configure, restic, snapshots
+from .helpers.repositories import PASSWORD, S3, S3_KEYS, configure, restic, snapshots
 from .helpers.running import Btw, Gate, Result, Start, ended
 
 pytestmark = [
@@ -36,6 +38,8 @@ pytestmark = [
 traced = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
 SILENCE = Result(0, "", "")
+# It has --retry-lock.
+WAITS = shutil.which("restic") is not None and versions.version("restic") >= (0, 16)
 SCRIPT = Path(__file__).with_name("fresh_machine.sh")
 
 
@@ -433,6 +437,32 @@ def test_a_store_that_never_answers_can_be_interrupted(
     assert at_rest(filled)
 
 
+@pytest.mark.parametrize("address", ["rest:http://127.0.0.1:{port}/", "s3:http://127.0.0.1:{port}/bucket"])
+def test_a_store_that_never_answers(
+    btw: Btw, config_dir: Path, backup: Backup, dst: Path, address: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = address.format(port=silent.getsockname()[1])
+        configure(config_dir, address, S3_KEYS, AUTO)
+        begun = time.monotonic()
+        said(backup("first"), 4, address, "no answer within 14 seconds")
+        assert time.monotonic() - begun < 20
+    assert len(btw("list", dst).out.splitlines()) == 1
+    assert at_rest(dst)
+
+
+def test_a_store_that_answers_may_take_long(
+    start: Start, repository: Path, filled: Path, tmp_path: Path
+) -> None:
+    gate = gate_before(tmp_path, "snapshots")  # nothing but the list of them takes its time
+    sync = start("sync", filled, env=gate.env)
+    gate.reached()
+    time.sleep(18)
+    gate.open()
+    assert ended(sync) == (0, "")
+    assert len(snapshots(repository)) == 1
+
+
 # A store by the network
 
 
@@ -554,10 +584,16 @@ def test_a_repository_without_any_room_says_so(btw: Btw, small: Path, filled: Pa
 
 
 @contextmanager
-def locking(repository: Path, top: Path, *, exclusive: bool) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a stranger's restic that has locked the repository and waits."""
+def locking(
+    repository: Path, top: Path, *, exclusive: bool, seconds: int = 300
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a stranger's restic that has locked the repository.
+
+    An exclusive lock is held for that long, another one until its standard input is closed.
+    """
     strace = ["strace", "-f", "-o", str(top / "lock.trace"), "-e", "trace=unlinkat"]
-    strace += ["-e", "inject=unlinkat:delay_enter=60000000"]  # its lock is the first file that it removes
+    # Its lock is the first file that it removes.
+    strace += ["-e", f"inject=unlinkat:delay_enter={seconds}000000"]
     argv = [*strace, "restic", "--no-cache", "check"] if exclusive else ["restic", "backup", "--stdin"]
     variables = {"RESTIC_REPOSITORY": str(repository), "RESTIC_PASSWORD": PASSWORD}
     process = subprocess.Popen(
@@ -574,7 +610,8 @@ def locking(repository: Path, top: Path, *, exclusive: bool) -> Iterator[subproc
             time.sleep(0.01)
         yield process
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # where it has ended
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         bury(process.pid)
 
@@ -620,6 +657,41 @@ def test_copies_are_not_removed_while_somebody_reads_them(
             assert btw("sync", filled) == SILENCE
         assert len(snapshots(repository)) == (2 if number == 1 else 1)
         check_fetched(btw, filled)
+
+
+@traced
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_a_lock_that_is_given_up_within_a_minute(
+    btw: Btw,
+    start: Start,
+    repository: Path,
+    config_dir: Path,
+    filled: Path,
+    tmp_path: Path,
+    exclusive: bool,
+) -> None:
+    configure(config_dir, repository, options="OFFSITE_KEEP = {'last': 1}\n")
+    assert btw("sync", filled) == SILENCE
+    add_point(filled, 1)
+    with locking(repository, tmp_path, exclusive=exclusive, seconds=6) as holder:
+        sync = start("sync", filled)
+        if WAITS:
+            time.sleep(6)
+            assert sync.poll() is None
+        else:
+            sync.wait()
+        holder.communicate()
+        status, err = ended(sync)
+    if WAITS:
+        assert (status, err) == (0, "")
+    elif exclusive:
+        said(Result(status, "", err), 1, repository, "already locked exclusively")
+    else:
+        said(Result(status, "", err), 0, "warning: OFFSITE_KEEP could not be applied", "already locked")
+    ours = [snapshot for snapshot in snapshots(repository) if snapshot.get("tags")]
+    assert len(ours) == (1 if WAITS or exclusive else 2)
+    assert btw("sync", filled) == SILENCE
+    check_fetched(btw, filled)
 
 
 # Two at once

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 from ..errors import Error
 from . import process, versions
 
-# How long the first question may take, in seconds; and how long where restic has said what fails: from 0.17
-# on it asks a store that refuses again and again, for 15 minutes.
-_PATIENCE = 120
-_REFUSED = 12
+# In seconds: how long the first question goes on before a smaller one is asked beside it, how long a store
+# may leave both without an answer, and how long it may answer the first (restic from 0.17 on gives up then).
+_PROMPT = 5
+_SILENCE = 14
+_PATIENCE = 15 * 60
 _RETRYING = re.compile(r"^\w+\(.*\) returned error, retrying after [^:]+: (.*)$", re.MULTILINE)
 # The exit statuses of 0.17 and newer, the last from 0.17.1 on.
 _NO_REPOSITORY, _IS_LOCKED, _WRONG_PASSWORD = 10, 11, 12
@@ -174,25 +175,32 @@ class Repository:
         return result
 
     def _try(self, argv: Sequence[str], read: Callable[[str], None], within: int | None) -> process.Result:
-        with process.Program(["restic", *argv], stdout=process.PIPE, cwd=within, env=self._env) as program:
+        with self._started(argv, within) as program:
             if argv[0] in ("snapshots", "init"):
                 self._await_answer(program)
             for line in program.stdout:
                 read(line.decode(errors="surrogateescape"))
             return program.wait()
 
-    def _await_answer(self, program: process.Program) -> None:
-        """Wait until it prints something or ends: it waits for ever for a store that does not answer.
+    def _started(self, argv: Sequence[str], within: int | None = None) -> process.Program:
+        return process.Program(["restic", *argv], stdout=process.PIPE, cwd=within, env=self._env)
 
-        Raises Error with its reason where it tries a store that refuses again and again.
+    def _await_answer(self, program: process.Program) -> None:
+        """Wait until it prints something or ends, which it never does if the store does not answer.
+
+        A store that answers may take long for thousands of snapshots: what shows that it answers is the
+        smallest question there is. Raises Error, with restic's reason if it has printed one.
         """
         begun = time.monotonic()
-        while not select.select([program.stdout], [], [], 1)[0]:
-            waited = time.monotonic() - begun
-            if waited >= _REFUSED and (reasons := _RETRYING.findall(program.said())):
+        if _speaks(_PROMPT, program):
+            return
+        with self._started(["cat", "config", "--no-lock"]) as smallest:
+            answers = _speaks(_SILENCE - _PROMPT, program, smallest)
+        limit = _PATIENCE if answers else _SILENCE
+        while not _speaks(1, program):
+            if time.monotonic() - begun >= limit:
+                reasons = _RETRYING.findall(program.said()) or [f"no answer within {limit} seconds"]
                 raise self._error(reasons[-1], missing=reasons[-1].endswith(_MISSING))
-            if waited >= _PATIENCE:
-                raise Error(f"off-site repository {self.shown}: no answer within {_PATIENCE} seconds")
 
     def _failure(self, result: process.Result) -> Error:
         lines = _plain(result.said)
@@ -213,6 +221,11 @@ class Repository:
     def _masked(self, text: str) -> str:
         known = text if self._secret is None else text.replace(self._secret, "…")
         return re.sub(r"//[^/\s]*@", "//…@", known)
+
+
+def _speaks(seconds: float, *programs: process.Program) -> bool:
+    """Whether one of them prints something or ends within that time."""
+    return bool(select.select([program.stdout for program in programs], [], [], seconds)[0])
 
 
 def _plain(said: str) -> list[str]:

@@ -17,6 +17,7 @@ import pytest
 
 PASSWORD = "correct horse battery staple"
 _KEY, _SECRET = "test-access-key", "test-secret-key"
+S3_KEYS = {"AWS_ACCESS_KEY_ID": _KEY, "AWS_SECRET_ACCESS_KEY": _SECRET}
 _RCLONE = Path(sys.executable).with_name("rclone")
 
 
@@ -48,7 +49,7 @@ class S3:
         self._port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self.address = f"s3:http://127.0.0.1:{self._port}/bucket/server"
-        self.env = {"AWS_ACCESS_KEY_ID": _KEY, "AWS_SECRET_ACCESS_KEY": _SECRET}
+        self.env = S3_KEYS
 
     def start(self) -> None:
         argv = [str(_RCLONE), "serve", "s3", "--addr", f"127.0.0.1:{self._port}"]
