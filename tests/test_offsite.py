@@ -17,7 +17,7 @@ from .helpers import trees
 from .helpers.destinations import at_rest, rdiff_backup
 from .helpers.postgres_servers import MakeDatabase, Server
 from .helpers.repositories import PASSWORD, S3, configure, restic, snapshots
-from .helpers.running import Btw, Gate, Result, Start, ended
+from .helpers.running import Btw, Gate, Result, Start, break_bubblewrap, ended
 
 pytestmark = pytest.mark.skipif(shutil.which("restic") is None, reason="restic is not installed")
 
@@ -723,6 +723,65 @@ def test_the_program_is_missing_or_old(
     assert failed(btw("sync", stored, env=NO_PROGRAMS), "restic not found: install the package restic")
     old = other_restic(tmp_path / "bin", "echo restic 0.12.1 compiled with go1.17")
     assert failed(btw("check-config", env=old), "restic 0.12.1 is too old: 0.14 is needed")
+
+
+LOUD = """#!/bin/sh
+echo 'WARNING: this program is about to change' >&2
+{path} "$@"
+status=$?
+echo '{{"message_type":"warning","message":"this program has changed"}}' >&2
+exit $status
+"""
+
+
+def test_no_warning_of_a_program_reaches_anybody(
+    btw: Btw, repository: Path, config_dir: Path, make_source: MakeSource, dst: Path, tmp_path: Path
+) -> None:
+    where = tmp_path / "bin"
+    where.mkdir()
+    for program in ("rdiff-backup", "restic"):
+        (where / program).write_text(LOUD.format(path=shutil.which(program)))
+        (where / program).chmod(0o755)
+    break_bubblewrap(where)
+    # Here restic has something to warn of.
+    cache = tmp_path / "no directory"
+    cache.touch()
+    env = {"PATH": f"{where}:{os.environ['PATH']}", "XDG_CACHE_HOME": str(cache)}
+    asked = subprocess.run(
+        ["restic", "snapshots", f"--repo={repository}", f"--password-file={config_dir / 'password'}"],
+        capture_output=True,
+        env={**os.environ, **env},
+        check=True,
+    )
+    assert b"unable to open cache" in asked.stderr and b"about to change" in asked.stderr
+
+    configure(config_dir, repository, options=AUTO + "OFFSITE_KEEP = {'last': 1}\n")
+    source = make_source("rdiff", "")
+    for _ in range(4):
+        source.change()
+        assert source.back_up(env=env) == SILENCE
+    add_tarball(dst, LONG_AGO)
+    first = btw("list", dst, env=env).out.splitlines()[1].strip()
+    target = tmp_path / "target"
+    for args in [
+        ("sync", dst),
+        ("sync", dst),
+        ("fs-restore", "--at", first, dst, target / "first"),
+        ("fs-restore", dst, target / "newest", "file"),
+        ("verify", dst),
+        ("verify", "--offsite", dst),
+        ("fetch", dst, target / "fetched"),
+        ("prune", "--keep-last", "1", dst),
+    ]:
+        target.mkdir(exist_ok=True)
+        assert btw(*args, env=env) == SILENCE, args
+    printing: list[tuple[str | Path, ...]] = [("list", dst), ("fetch", "--list"), ("sync", "--dry-run", dst)]
+    for args in printing:
+        quiet = btw(*args)
+        assert (quiet.status, quiet.err) == (0, "")
+        assert btw(*args, env=env) == quiet
+    result = btw("status", dst, env=env)
+    assert (result.err, "change" in result.out) == ("", False)
 
 
 def test_status_says_how_old_the_newest_copy_is(
