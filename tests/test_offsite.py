@@ -603,6 +603,24 @@ def test_a_copy_counts_although_older_ones_could_not_be_removed(
     assert len(snapshots(repository)) == 2
 
 
+def test_a_snapshot_is_damaged(
+    btw: Btw, repository: Path, config_dir: Path, stored: Path, tmp_path: Path
+) -> None:
+    configure(config_dir, repository, options="OFFSITE_KEEP = {'last': 1}\n")
+    assert btw("sync", stored) == SILENCE
+    [snapshot] = (repository / "snapshots").iterdir()
+    snapshot.chmod(0o600)
+    snapshot.write_text("damaged")
+    shutil.rmtree(tmp_path / "cache")
+    add_tarball(stored, "2025-01-01T00:00:01")
+    assert btw("sync", stored) == SILENCE
+    add_tarball(stored, "2025-01-01T00:00:02")
+    result = btw("sync", stored)
+    assert failed(result, "warning: OFFSITE_KEEP could not be applied", "invalid data returned", status=0)
+    result = btw("verify", "--offsite", stored)
+    assert result.status == 1 and "invalid data returned" in result.err and ".go:" not in result.err
+
+
 # fetch
 
 
@@ -751,7 +769,6 @@ def test_no_warning_of_a_program_reaches_anybody(
         ["restic", "snapshots", f"--repo={repository}", f"--password-file={config_dir / 'password'}"],
         capture_output=True,
         env={**os.environ, **env},
-        check=True,
     )
     assert b"unable to open cache" in asked.stderr and b"about to change" in asked.stderr
 

@@ -23,6 +23,8 @@ _PROMPT = 5
 _SILENCE = 14
 _PATIENCE = 15 * 60
 _RETRYING = re.compile(r"^\w+\(.*\) returned error, retrying after [^:]+: (.*)$", re.MULTILINE)
+# Where in its source an error arose, which 0.19 prints after some.
+_TRACE = re.compile(r"\n\S+\n\t\S+:\d+(?=\n|$)")
 # The exit statuses of 0.17 and newer, the last from 0.17.1 on.
 _NO_REPOSITORY, _IS_LOCKED, _WRONG_PASSWORD = 10, 11, 12
 # The option came with 0.16. Sending usually takes less.
@@ -32,6 +34,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # What it says where another process holds the repository, or did when it was killed.
 _LOCKED = "already locked"
 _MISSING = ("no such file or directory", "bucket does not exist", "key does not exist", "404 Not Found")
+_NO_CACHE = "unable to open cache"
 _FULL = os.strerror(errno.ENOSPC).lower()
 
 
@@ -77,6 +80,7 @@ class Repository:
         defaults = {"HOME": os.path.expanduser("~"), "RESTIC_PROGRESS_FPS": "1"}
         fixed = {"RESTIC_REPOSITORY": address, "RESTIC_PASSWORD_FILE": password_file}
         self._env = {**defaults, **env, **fixed}
+        self._options: list[str] = []
 
     def create(self) -> None:
         """Make the repository. Raises Error where there is one."""
@@ -175,15 +179,24 @@ class Repository:
         return result
 
     def _try(self, argv: Sequence[str], read: Callable[[str], None], within: int | None) -> process.Result:
+        printed = False
         with self._started(argv, within) as program:
             if argv[0] in ("snapshots", "init"):
                 self._await_answer(program)
             for line in program.stdout:
+                printed = True
                 read(line.decode(errors="surrogateescape"))
-            return program.wait()
+            result = program.wait()
+        # Where it can't open its cache, 0.19 ends; older ones go on without.
+        if result.status == 1 and _NO_CACHE in result.said and not printed and not self._options:
+            self._options = ["--no-cache"]
+            return self._try(argv, read, within)
+        return result
 
     def _started(self, argv: Sequence[str], within: int | None = None) -> process.Program:
-        return process.Program(["restic", *argv], stdout=process.PIPE, cwd=within, env=self._env)
+        return process.Program(
+            ["restic", *self._options, *argv], stdout=process.PIPE, cwd=within, env=self._env
+        )
 
     def _await_answer(self, program: process.Program) -> None:
         """Wait until it prints something or ends, which it never does if the store does not answer.
@@ -230,7 +243,7 @@ def _speaks(seconds: float, *programs: process.Program) -> bool:
 
 def _plain(said: str) -> list[str]:
     """The lines of what restic wrote to its standard error, some of which are JSON objects."""
-    return [line for text in said.splitlines() for line in _words(text).splitlines()]
+    return _TRACE.sub("", "\n".join(map(_words, said.splitlines()))).splitlines()
 
 
 def _words(line: str) -> str:
