@@ -621,6 +621,16 @@ def test_a_snapshot_is_damaged(
     assert result.status == 1 and "invalid data returned" in result.err and ".go:" not in result.err
 
 
+def test_the_index_is_gone(btw: Btw, repository: Path, stored: Path, tmp_path: Path) -> None:
+    assert btw("sync", stored) == SILENCE
+    shutil.rmtree(tmp_path / "cache")
+    for path in (repository / "index").iterdir():
+        path.unlink()
+    add_tarball(stored, "2025-01-01T00:00:01")
+    # restic itself also prints where in its source that was found.
+    assert failed(btw("sync", stored), f"{repository}: ", "not found in repository")
+
+
 # fetch
 
 

@@ -23,7 +23,7 @@ _PROMPT = 5
 _SILENCE = 14
 _PATIENCE = 15 * 60
 _RETRYING = re.compile(r"^\w+\(.*\) returned error, retrying after [^:]+: (.*)$", re.MULTILINE)
-# Where in its source an error arose, which 0.19 prints after some.
+# Where in its source an error arose, which it prints after some.
 _TRACE = re.compile(r"\n\S+\n\t\S+:\d+(?=\n|$)")
 # The exit statuses of 0.17 and newer, the last from 0.17.1 on.
 _NO_REPOSITORY, _IS_LOCKED, _WRONG_PASSWORD = 10, 11, 12
@@ -220,7 +220,8 @@ class Repository:
         reason = next((line for line in lines if line.startswith("Fatal: ")), "").removeprefix("Fatal: ")
         for telling in (_LOCKED, _FULL):  # which it says without that word
             reason = next((line for line in lines if telling in line), reason)
-        reason = (reason or (lines or [result.ending()])[-1]).strip().rstrip(".")
+        last = [result.ending(), *lines, *_RETRYING.findall(result.said)][-1]
+        reason = (reason or last).strip().rstrip(".")
         if "wrong password" in reason or result.status == _WRONG_PASSWORD:
             reason = "its password is not the one in OFFSITE_PASSWORD_FILE"
         missing = "config file" in reason and reason.endswith(_MISSING)
@@ -252,7 +253,7 @@ def _words(line: str) -> str:
     try:
         fields = json.loads(line)
         if fields["message_type"] == "exit_error":
-            return str(fields["message"])
+            return "Fatal: " + str(fields["message"]).removeprefix("Fatal: ")
         return f"{fields['item']}: {fields['error']['message']}"
     except (ValueError, KeyError, TypeError):
         return line
