@@ -5,7 +5,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-VERSIONS=${VERSIONS:-2.2.2 2.2.4 2.2.5 2.2.6 2.2.7}
+VERSIONS=${VERSIONS:-2.2.2 2.2.3 2.2.4 2.2.5 2.2.6 2.2.7}
 VENVS=${VENVS:-${XDG_CACHE_HOME:-$HOME/.cache}/btw-backup-tests/rdiff-backup}
 WORKERS=${WORKERS:-$(($(nproc) + 1))}
 [ $# -gt 0 ] || set -- tests/test_{db,fs,list,list_long,prune,verify}.py
