@@ -34,14 +34,14 @@ def run(args: argparse.Namespace) -> int:
         except _Untested as untested:
             args.messages.warning(str(untested))
         except Error as error:
-            faults += [*error.said.strip().splitlines()[:1], *error.lines]
+            faults += [*error.stderr.strip().splitlines()[:1], *error.lines]
     for fault in dict.fromkeys(faults):
         args.messages.error(fault)
     # No fault: in some containers there is no way to confine them.
     reason = process.unconfined() if confinement.wanted() else None
     if reason is not None:
         args.messages.warning(f"rdiff-backup and tar are not confined here: {reason}")
-    args.messages.closing(f"{checked} checks, {len(faults)} faults")
+    args.messages.summary(f"{checked} checks, {len(faults)} faults")
     return FAILED if faults else 0
 
 
@@ -87,8 +87,8 @@ def _check_version(program: str) -> None:
         is_this = versions.shown(found) or "of unknown version"
         raise Error(f"{program} {is_this} is too old: {versions.shown(known.needed)} is needed")
     # Of its numbers, as many as the tests tell apart.
-    if not known.oldest <= found[: len(known.newest)] <= known.newest:
-        tested = f"{versions.shown(known.oldest)} to {versions.shown(known.newest)}"
+    if not known.oldest_tested <= found[: len(known.newest_tested)] <= known.newest_tested:
+        tested = f"{versions.shown(known.oldest_tested)} to {versions.shown(known.newest_tested)}"
         raise _Untested(f"{program} {versions.shown(found)} is untested: {tested} have been tested")
 
 
@@ -117,5 +117,5 @@ def _check_database(config_dir: str, name: str | None) -> None:
         postgres.check_reachable(name, server)
     except Error as error:
         what = "the server" if name is None else f"the database {name}"
-        said = error.said.strip().splitlines()
-        raise Error(f"{what} cannot be reached: {said[0] if said else error}") from error
+        reasons = error.stderr.strip().splitlines()
+        raise Error(f"{what} cannot be reached: {reasons[0] if reasons else error}") from error

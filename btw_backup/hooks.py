@@ -46,7 +46,7 @@ def around(hooks: Hooks, run: Run, warn: Callable[[str], None]) -> Iterator[None
 
     Raises Error where BEFORE fails; ``warn`` is told where AFTER does, since the backup counts.
     """
-    with _closing("AFTER", hooks.after, run, warn, always=True):
+    with _calling("AFTER", hooks.after, run, warn, always=True):
         for hook in hooks.before:
             _call("BEFORE", hook, run)
         yield
@@ -54,11 +54,11 @@ def around(hooks: Hooks, run: Run, warn: Callable[[str], None]) -> Iterator[None
 
 def on_failure(hooks: Hooks, run: Run, warn: Callable[[str], None]) -> AbstractContextManager[None]:
     """Run ON_FAILURE where the block raises, be it Error, a signal, or a mistake of ours."""
-    return _closing("ON_FAILURE", hooks.on_failure, run, warn, always=False)
+    return _calling("ON_FAILURE", hooks.on_failure, run, warn, always=False)
 
 
 @contextmanager
-def _closing(
+def _calling(
     name: str, hooks: Sequence[Hook], run: Run, warn: Callable[[str], None], *, always: bool
 ) -> Iterator[None]:
     """Run the hooks, once and to their end, where the block raises, or ``always``.
@@ -97,7 +97,7 @@ def _call_all(name: str, hooks: Sequence[Hook], run: Run, warn: Callable[[str], 
         try:
             _call(name, hook, run)
         except Error as error:
-            warn(f"{error} ({error.said.strip()})" if error.said else str(error))
+            warn(f"{error} ({error.stderr.strip()})" if error.stderr else str(error))
 
 
 def _call(name: str, hook: Hook, run: Run) -> None:
@@ -108,7 +108,7 @@ def _call(name: str, hook: Hook, run: Run) -> None:
         group = name != "BEFORE"
         result = process.run(hook, surroundings=os.environ, env=variables, own_group=group)
         if result.status != 0:
-            raise Error(f"{name}: {result.ending()}", said=result.said)
+            raise Error(f"{name}: {result.ending()}", stderr=result.stderr)
         return
     try:
         hook(run)

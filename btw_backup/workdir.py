@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from .errors import Error, naming, uninterrupted
+from .errors import Error, prefixing_errors, uninterrupted
 from .system.directories import Directory
 from .system.room import room_on
 from .system.trust import resolve
@@ -81,7 +81,7 @@ def check_name(name: str) -> None:
 @contextmanager
 def config_dir_locked(path: str) -> Iterator[None]:
     """Hold the configuration directory, made when missing, against another ``fs-init``."""
-    with naming(path):
+    with prefixing_errors(path):
         os.makedirs(path, mode=0o700, exist_ok=True)
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -98,7 +98,7 @@ def create(config_dir: str, name: str, source: str, config_text: str) -> str:
     """
     digest = hashlib.sha256(os.fsencode(source)).hexdigest()[:12]
     path = os.path.join(config_dir, f"{name}.{digest}")
-    with naming(config_dir):
+    with prefixing_errors(config_dir):
         for left in os.listdir(config_dir):
             if left.startswith(_PREPARED):  # by a run that was killed
                 shutil.rmtree(os.path.join(config_dir, left))
@@ -128,7 +128,7 @@ def create(config_dir: str, name: str, source: str, config_text: str) -> str:
 
 def record_real(workdir: Workdir, real: str) -> str:
     """The real path that was recorded of the source: this one, where there is none yet."""
-    with naming(workdir.real):
+    with prefixing_errors(workdir.real):
         if not os.path.lexists(workdir.real):  # made by an older version
             with Directory.at(workdir.path) as own, suppress(FileExistsError):
                 os.symlink(real, "real", dir_fd=own.fileno())
@@ -145,7 +145,7 @@ def staging(workdir: Workdir) -> Iterator[Directory]:
     """
     name = _STAGE + secrets.token_hex(4)
     with (
-        naming(workdir.staging),
+        prefixing_errors(workdir.staging),
         _locked(workdir) as parent,
         parent.temporary(name) as stage,
         room_on(workdir.staging, stage),
@@ -157,7 +157,7 @@ def staging(workdir: Workdir) -> Iterator[Directory]:
 
 def remove_left(workdir: Workdir) -> None:
     """Remove what killed runs have staged: the directories whose lock nobody holds."""
-    with naming(workdir.staging), _locked(workdir) as parent:
+    with prefixing_errors(workdir.staging), _locked(workdir) as parent:
         for name in parent.names():
             if name.startswith(_STAGE):
                 with parent.open(name) as stage, suppress(BlockingIOError):

@@ -21,7 +21,7 @@ UNPAIRED = ".unpaired"
 # Holds a copy of the destination while it is sent off-site, locked by the sending process.
 VIEW = "view"
 _LOCK = "lock"
-_RUN = "run"
+_SCRATCH = "run"
 
 
 @contextmanager
@@ -63,11 +63,11 @@ def locked(path: str, private: Directory, wait: timedelta) -> Iterator[None]:
 
 
 @contextmanager
-def run_directory(destination: Directory, private: Directory) -> Iterator[Directory]:
+def scratch_directory(destination: Directory, private: Directory) -> Iterator[Directory]:
     """Yield an empty directory to prepare things in, removed at the end, and clean up after a killed run."""
     _recover(destination, private)
-    with private.temporary(_RUN) as run:
-        yield run
+    with private.temporary(_SCRATCH) as scratch:
+        yield scratch
 
 
 def _recover(destination: Directory, private: Directory) -> None:
@@ -82,10 +82,10 @@ def _recover(destination: Directory, private: Directory) -> None:
             if not destination.holds(tarball):
                 destination.remove(tarball + CHECKSUM)
             private.remove(name)
-    if private.holds(_RUN):
+    if private.holds(_SCRATCH):
         # The run may have been killed after a point became visible, but before it was on the disk.
         destination.sync()
-    for name in (REPLACED, _RUN):
+    for name in (REPLACED, _SCRATCH):
         private.remove(name)
     with suppress(FileNotFoundError, BlockingIOError), private.open(VIEW) as view:
         fcntl.flock(view.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)

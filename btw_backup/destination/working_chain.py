@@ -33,7 +33,7 @@ class WorkingChain:
         """Have rdiff-backup add the staged file. Raises Unusable unless it really did."""
         result = back_up()
         if result.status > 0:
-            raise Unusable(result.ending(), said=result.said)
+            raise Unusable(result.ending(), stderr=result.stderr)
         result.check()
         failure = Unusable("rdiff-backup exited with code: 0, but did not store the new point")
         with self.directory.open(chain.DATA) as data:
@@ -61,9 +61,9 @@ class WorkingChain:
         # rdiff-backup does not gzip the delta of a compressed file: there is no checksum.
         with ExitStack() as files:
             try:
-                contents.of_chain(self.directory, stamp, files).pump(lambda block: None)
+                contents.of_chain(self.directory, stamp, files).write_to(lambda block: None)
             except Error as error:
-                raise Unusable(*error.lines, said=error.said) from error
+                raise Unusable(*error.lines, stderr=error.stderr) from error
         return True
 
 

@@ -70,9 +70,9 @@ class Stream:
         """Whether the tarball was whole. Call it when everything has been read."""
         return self._program is None or self._program.wait().status == 0
 
-    def said(self) -> str:
+    def errors(self) -> str:
         """What the decompressor printed."""
-        return self._program.wait().said if self._program is not None else ""
+        return self._program.wait().stderr if self._program is not None else ""
 
 
 @contextmanager

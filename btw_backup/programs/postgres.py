@@ -164,7 +164,7 @@ def restore(
             _drop_contents(database, dump_file, server)
         except Error as error:
             raise Error(
-                result.ending(), f"{database} is not empty any more: {error}", said=result.said
+                result.ending(), f"{database} is not empty any more: {error}", stderr=result.stderr
             ) from error
     result.check()
 
@@ -249,17 +249,17 @@ def replay_globals(packed: int, server: Server) -> None:
         statements = list(dumps.split_globals(text.read()))
     answer = _psql(_MAINTENANCE, server, statements, keep_going=True).check()
     failed = answer.printed.splitlines()
-    messages = list(_messages(answer.result.said))
-    said = ""
+    messages = list(_messages(answer.result.stderr))
+    reported = ""
     for number in range(len(statements)):
         if failed[number : number + 1] == ["false"]:  # psql's variable ERROR
             continue
         own = [message for message in messages if message.number == number]
         if {message.code for message in own if message.code >= _ERRORS} != {_DUPLICATE_OBJECT}:
-            said += "".join(message.text for message in own)
-            said += "" if own else f"the statement {number + 1} of the globals was not run\n"
-    if said:
-        raise Error("some of the globals could not be restored", said=said)
+            reported += "".join(message.text for message in own)
+            reported += "" if own else f"the statement {number + 1} of the globals was not run\n"
+    if reported:
+        raise Error("some of the globals could not be restored", stderr=reported)
 
 
 class _Message(NamedTuple):
@@ -270,11 +270,11 @@ class _Message(NamedTuple):
     text: str
 
 
-def _messages(said: str) -> Iterator[_Message]:
-    found = list(_MESSAGE.finditer(said))
-    ends = [*(match.start() for match in found[1:]), len(said)]
+def _messages(stderr: str) -> Iterator[_Message]:
+    found = list(_MESSAGE.finditer(stderr))
+    ends = [*(match.start() for match in found[1:]), len(stderr)]
     for match, end in zip(found, ends, strict=True):
-        text = _PLACE.sub("", said[match.start() : end])
+        text = _PLACE.sub("", stderr[match.start() : end])
         yield _Message((int(match[1]) - _FIRST_LINE) // _LINES, match[2], text)
 
 
@@ -310,7 +310,7 @@ def _psql(database: str, server: Server, statements: Sequence[bytes], *, keep_go
     if verdict.startswith("wrong "):
         raise _wrong(database, verdict.removeprefix("wrong "))
     if verdict != "right":
-        raise Error(result.ending(), said=result.said)
+        raise Error(result.ending(), stderr=result.stderr)
     return _Answer(result, rest)
 
 

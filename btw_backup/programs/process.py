@@ -35,17 +35,17 @@ _CALL_EVERY = 20
 
 
 class Result(NamedTuple):
-    """How a program ended. ``status`` is negative where a signal ended it; ``said`` is its stderr."""
+    """How a program ended. ``status`` is negative where a signal ended it; ``stderr`` is its stderr."""
 
     program: str
     status: int
-    said: str
+    stderr: str
 
     def check(self, accepted: Sequence[int] = (0,)) -> Self:
         """Return self; raise Error when the status is not one of ``accepted``."""
         if self.status in accepted:
             return self
-        raise Error(self.ending(), said=self.said)
+        raise Error(self.ending(), stderr=self.stderr)
 
     def ending(self) -> str:
         """The way it ended in words, as the contract fixes them."""
@@ -141,8 +141,8 @@ def _fails(bwrap: str) -> str | None:
         result = run(argv, pass_fds=[directory])
     finally:
         os.close(directory)
-    said = result.said.strip().splitlines()
-    return None if result.status == 0 else (said or [result.ending()])[-1]
+    reasons = result.stderr.strip().splitlines()
+    return None if result.status == 0 else (reasons or [result.ending()])[-1]
 
 
 class Program:
@@ -228,7 +228,7 @@ class Program:
         """Its standard input, where PIPE was asked for."""
         return cast(IO[bytes], self._process.stdin)
 
-    def said(self) -> str:
+    def errors(self) -> str:
         """What it has written to its standard error so far."""
         length = os.fstat(self._stderr).st_size  # its own offset stays where it is
         return os.pread(self._stderr, length, 0).decode(errors="surrogateescape")
@@ -242,8 +242,8 @@ class Program:
             status = confinement.status(status)
         with open(os.dup(self._stderr), "rb") as stderr:
             stderr.seek(0)
-            said = stderr.read().decode(errors="surrogateescape")
-        return Result(self.name, status, said)
+            written = stderr.read().decode(errors="surrogateescape")
+        return Result(self.name, status, written)
 
     def _call_until_end(self, call: Callable[[], None]) -> None:
         # Popen.wait with a timeout, and Popen.poll, take a lock that stays locked for ever when a

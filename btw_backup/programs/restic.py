@@ -112,12 +112,12 @@ class Repository:
 
         def read(line: str) -> None:
             nonlocal done, summary
-            said = json.loads(line)
-            if said["message_type"] == "status":
-                advance(max(said.get("bytes_done", 0) - done, 0))
-                done = max(said.get("bytes_done", 0), done)
-            elif said["message_type"] == "summary":
-                summary = said
+            message = json.loads(line)
+            if message["message_type"] == "status":
+                advance(max(message.get("bytes_done", 0) - done, 0))
+                done = max(message.get("bytes_done", 0), done)
+            elif message["message_type"] == "summary":
+                summary = message
 
         with _understanding():
             result = self._unlocking([*argv, "--", name], read, within)
@@ -153,7 +153,7 @@ class Repository:
         data = "--read-data" if subset is None else f"--read-data-subset={subset}"
         result = self._unlocking(["check", data], lambda line: None, None)
         if result.status != 0:
-            raise Error(*self._failure(result).lines, said=self._masked("\n".join(_plain(result.said))))
+            raise Error(*self._failure(result).lines, stderr=self._masked("\n".join(_plain(result.stderr))))
 
     def _run(self, *argv: str, within: int | None = None) -> str:
         """What restic prints. Raises Error with its reason where it fails."""
@@ -167,7 +167,7 @@ class Repository:
         self, argv: Sequence[str], read: Callable[[str], None], within: int | None
     ) -> process.Result:
         result = self._try(argv, read, within)
-        if result.status == _IS_LOCKED or (result.status != 0 and _LOCKED in result.said):
+        if result.status == _IS_LOCKED or (result.status != 0 and _LOCKED in result.stderr):
             self._try(["unlock"], lambda line: None, None)  # removes what a dead process left, no other
             waiting = [_RETRY_LOCK] if versions.version("restic") >= _KNOWS_RETRY_LOCK else []
             result = self._try([*waiting, *argv], read, within)
@@ -189,13 +189,13 @@ class Repository:
         begun = time.monotonic()
         while not select.select([program.stdout], [], [], 1)[0]:
             waited = time.monotonic() - begun
-            if waited >= _REFUSED and (reasons := _RETRYING.findall(program.said())):
+            if waited >= _REFUSED and (reasons := _RETRYING.findall(program.errors())):
                 raise self._error(reasons[-1], missing=reasons[-1].endswith(_MISSING))
             if waited >= _PATIENCE:
                 raise Error(f"off-site repository {self.shown}: no answer within {_PATIENCE} seconds")
 
     def _failure(self, result: process.Result) -> Error:
-        lines = _plain(result.said)
+        lines = _plain(result.stderr)
         reason = next((line for line in lines if line.startswith("Fatal: ")), "").removeprefix("Fatal: ")
         for telling in (_LOCKED, _FULL):  # which it says without that word
             reason = next((line for line in lines if telling in line), reason)
@@ -215,9 +215,9 @@ class Repository:
         return re.sub(r"//[^/\s]*@", "//…@", known)
 
 
-def _plain(said: str) -> list[str]:
+def _plain(stderr: str) -> list[str]:
     """The lines of what restic wrote to its standard error, some of which are JSON objects."""
-    return [line for text in said.splitlines() for line in _words(text).splitlines()]
+    return [line for text in stderr.splitlines() for line in _words(text).splitlines()]
 
 
 def _words(line: str) -> str:

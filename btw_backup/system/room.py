@@ -21,6 +21,6 @@ def room_on(path: str, directory: Directory) -> Iterator[None]:
     except NoRoom:
         raise
     except Error as error:
-        if directory.is_full() or os.strerror(errno.ENOSPC) in error.said:
+        if directory.is_full() or os.strerror(errno.ENOSPC) in error.stderr:
             raise NoRoom(f"{path}: no space left on this disk ({error})") from error
         raise
