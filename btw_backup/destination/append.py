@@ -110,7 +110,7 @@ class NewPoint:
             visible = self._running.enter_context(destination.directory.open(self._extended.name))
         self._visible = visible
         self._chain_name = format_moment(self._at) if self._extended is None else self._extended.name
-        self._working, self._add = self._running.enter_context(
+        self._working = self._running.enter_context(
             working_chain(self._stage, self._name, destination.scratch, self._chain_name, self._at, visible)
         )
 
@@ -128,7 +128,7 @@ class NewPoint:
 
     def _store(self) -> Stored:
         destination = self._destination
-        self._add()
+        self._working.add()
         made, linked = self._working.directory, self._working.linked
         total = finish_tree(made, *destination.owner, linked.inodes)
         if self._visible is None:
