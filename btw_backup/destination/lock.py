@@ -5,7 +5,7 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
@@ -37,10 +37,15 @@ def private_directory(path: str, destination: Directory) -> Iterator[Directory]:
             raise refused from error
         raise
     with private:
-        found = private.status()
-        if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        if not is_private(private, [os.geteuid()]):
             raise refused
         yield private
+
+
+def is_private(directory: Directory, owners: Collection[int]) -> bool:
+    """Whether a directory belongs to one of these users, and nobody else can use it."""
+    found = directory.status()
+    return found.st_uid in owners and not found.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from ..system.directories import Directory
 from ..system.files import write_all
 from ..system.ownership import Owner
 from ..times import format_moment, parse_moment
-from .lock import PRIVATE
+from .lock import PRIVATE, is_private
 
 LOG = "log.txt"
 _SUCCESS = "success"
@@ -51,8 +51,7 @@ def last_success(destination: Directory) -> datetime | None:
     finds nothing changed writes one.
     """
     with suppress(OSError, Error), destination.open(PRIVATE) as private, private.file(_SUCCESS) as fd:
-        # Somebody else's private directory is none.
-        if private.status().st_uid in (0, os.geteuid()):
+        if is_private(private, [0, os.geteuid()]):
             return parse_moment(os.read(fd, 100).decode(errors="replace").strip())
     with suppress(OSError):
         found = destination.status(LOG)
