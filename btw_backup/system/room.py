@@ -15,7 +15,10 @@ class NoRoom(Error):
 
 @contextmanager
 def room_on(path: str, directory: Directory) -> Iterator[None]:
-    """If the block fails while the disk of ``directory`` is full, raise NoRoom, which names ``path``."""
+    """If the block fails while the disk of ``directory`` is full, raise NoRoom, which names ``path``.
+
+    Use it inside whatever removes what filled the disk: once that is gone, nothing tells.
+    """
     try:
         yield
     except NoRoom:
