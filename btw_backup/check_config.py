@@ -8,7 +8,7 @@ from functools import partial
 from . import offsite, workdir
 from .config import FsOptions, check_database_name, database_names, load_db, load_fs, load_general
 from .errors import FAILED, Error
-from .programs import compressors, postgres, process, versions
+from .programs import compressors, packages, postgres, process, versions
 from .system import confinement
 
 _POSTGRES = ("pg_dump", "pg_dumpall", "pg_restore", "psql")
@@ -56,8 +56,8 @@ def _checks(config_dir: str) -> Iterator[Callable[[], object]]:
         yield partial(_check_workdir, work)
     names = database_names(config_dir)
     if names:
-        yield from (partial(process.find, program) for program in _POSTGRES)
-        if process.available("pg_dump"):
+        yield from (partial(packages.find, program) for program in _POSTGRES)
+        if packages.available("pg_dump"):
             yield partial(_check_version, "pg_dump")
     for name in names:
         yield partial(_check_database, config_dir, name)
@@ -102,7 +102,7 @@ def _check_workdir(work: workdir.Workdir) -> None:
         faults.append(f"{work.path}: the source does not exist: {work.source}")
     if options is not None and options.type == "tar":
         try:
-            process.find(compressors.compressor(options.compression)[0])
+            packages.find(compressors.compressor(options.compression)[0])
         except Error as error:
             faults += error.lines
     if faults:

@@ -12,6 +12,7 @@ from .destination.contents import Content
 from .destination.reader import Destination
 from .errors import Error, Usage, prefixing_errors
 from .programs import postgres
+from .programs.server import Server
 from .system.files import closed_at_end, write_all
 from .times import format_moment
 
@@ -86,7 +87,7 @@ def _check_usage(args: argparse.Namespace) -> None:
         raise Usage("--clean works in one transaction: --jobs cannot be used with it")
 
 
-def _restore_into_new(database: str, dumped: int, server: postgres.Server, jobs: int) -> None:
+def _restore_into_new(database: str, dumped: int, server: Server, jobs: int) -> None:
     postgres.create_database(database, dumped, server)
     try:
         postgres.restore(database, dumped, server, jobs=jobs, new=True)
@@ -95,7 +96,7 @@ def _restore_into_new(database: str, dumped: int, server: postgres.Server, jobs:
         raise
 
 
-def _restore_into(database: str, dumped: int, server: postgres.Server, jobs: int, *, clean: bool) -> None:
+def _restore_into(database: str, dumped: int, server: Server, jobs: int, *, clean: bool) -> None:
     if not clean and postgres.holds_objects(database, server):
         raise Error(f"the database {database} is not empty: use --clean to replace what it holds")
     postgres.restore(database, dumped, server, clean=clean, jobs=jobs)

@@ -7,7 +7,7 @@ from typing import IO
 
 from ..errors import Error
 from ..system.confinement import READING
-from . import process
+from . import packages, process
 
 _COMPRESSORS = {
     # lbzip2, pbzip2 and bzip2 read each other's files; the first two use all cores.
@@ -22,7 +22,7 @@ _COMPRESSORS = {
 def compressor(compression: str) -> list[str]:
     """Return the fastest installed command that compresses standard input to standard output."""
     commands = _COMPRESSORS[compression]
-    return list(next((c for c in commands if process.available(c[0])), commands[-1]))
+    return list(next((c for c in commands if packages.available(c[0])), commands[-1]))
 
 
 @contextmanager

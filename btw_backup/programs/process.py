@@ -2,9 +2,7 @@
 
 import fcntl
 import os
-import pwd
 import select
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,16 +14,9 @@ from typing import IO, Any, NamedTuple, Self, cast
 from ..errors import Error
 from ..system import children, confinement
 from ..system.confinement import At, Confinement, Open, descriptor
+from .account import Account
 from .environment import environment
-
-_PACKAGES = {
-    "bwrap": "bubblewrap",
-    "pg_dump": "postgresql-client",
-    "pg_dumpall": "postgresql-client",
-    "pg_restore": "postgresql-client",
-    "psql": "postgresql-client",
-    "xz": "xz-utils",
-}
+from .packages import find
 
 # The most that a user may have without asking (pipe(7)), in bytes.
 _PIPE = 1 << 20
@@ -52,49 +43,6 @@ class Result(NamedTuple):
         if self.status < 0:
             return f"{self.program} was killed by {signal.Signals(-self.status).name}"
         return f"{self.program} exited with code: {self.status}"
-
-
-class Account(NamedTuple):
-    """The account of the operating system that a program runs as."""
-
-    name: str
-    uid: int
-    gid: int
-    home: str
-
-    @classmethod
-    def named(cls, name: str) -> Self:
-        """The account with this name. Raises KeyError where there is none."""
-        entry = pwd.getpwnam(name)
-        return cls(name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
-
-
-def available(program: str) -> bool:
-    """Whether the program is on the PATH."""
-    return shutil.which(program) is not None
-
-
-def find(program: str) -> str:
-    """The program's path. Raises Error with the name of the package that brings it."""
-    path = shutil.which(program)
-    if path is None:
-        raise Error(f"{program} not found: install the package {_PACKAGES.get(program, program)}")
-    return path
-
-
-def _user(account: Account | None) -> dict[str, str]:
-    """The variables that name the account, where it is another one."""
-    if account is None or account.uid == os.geteuid():
-        return {}
-    return {"HOME": account.home, "USER": account.name, "LOGNAME": account.name}
-
-
-def _credentials(account: Account | None) -> dict[str, Any]:
-    """The settings of Popen with which a program runs as the account, where it is another one."""
-    if account is None or account.uid == os.geteuid():
-        return {}
-    groups = os.getgrouplist(account.name, account.gid)
-    return {"user": account.uid, "group": account.gid, "extra_groups": groups}
 
 
 def _directories(
@@ -172,13 +120,13 @@ class Program:
         self.name = str(argv[0])
         path = find(self.name)
         here = None if cwd is None else descriptor(cwd)
+        other = None if account is None or account.is_ours() else account
         variables: Mapping[str, str | At] = {
             **(environment(self.name) if surroundings is None else surroundings),
-            **_user(account),
+            **({} if other is None else other.variables()),
             **(env or {}),
         }
-        credentials = _credentials(account)
-        if confined is not None and (credentials or unconfined() is not None):
+        if confined is not None and (other is not None or unconfined() is not None):
             confined = None
         found = confinement.places(_directories(here, argv, variables, confined))
         if confined is None:
@@ -205,7 +153,7 @@ class Program:
                 env={name: _resolved(value, found) for name, value in variables.items()},
                 preexec_fn=children.prepared(here, os.getpid(), self._confined),
                 process_group=0 if own_group else None,
-                **credentials,
+                **({} if other is None else other.credentials()),
             )
         except BaseException as error:
             os.close(self._life)
