@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _checks(config_dir: str) -> Iterator[Callable[[], object]]:
-    """Everything that is looked at, each raising Error where something is wrong."""
+    """Yield the checks. Each raises Error if something is wrong."""
     if not os.path.isdir(config_dir):
         raise Error(f"the configuration directory does not exist: {config_dir}")
     for program in ("tar", "rdiff-backup"):

@@ -15,7 +15,7 @@ def examine_source(
 ) -> Source:
     """Find out what the source is; ``own`` are directories of ours that are never archived.
 
-    Raises Error where it is missing, can't be read, is neither directory nor file, or may be led
+    Raises Error if it is missing, can't be read, is neither directory nor file, or may be led
     elsewhere by somebody else: whoever owns a directory above it could have root read any other.
     """
     path = work.source

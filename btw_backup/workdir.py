@@ -39,14 +39,14 @@ class Workdir(NamedTuple):
 
 
 def normalize(source: str) -> str:
-    """The source's path as paths are compared. Raises Error for a relative one."""
+    """Return the source's path in the form in which paths are compared. Raises Error for a relative one."""
     if not source.startswith("/"):
         raise Error("the source path must be absolute")
     return "/" + os.path.normpath(source).lstrip("/")
 
 
 def find(config_dir: str, source: str) -> Workdir | None:
-    """The working directory for the normalized source, None if there is none."""
+    """Return the working directory for the normalized source; None if there is none."""
     for candidate in all_in(config_dir):
         if candidate.source == source:
             return candidate
@@ -54,7 +54,7 @@ def find(config_dir: str, source: str) -> Workdir | None:
 
 
 def all_in(config_dir: str) -> Iterator[Workdir]:
-    """Every working directory. Raises Error where the configuration directory can't be read."""
+    """Yield every working directory. Raises Error if the configuration directory can't be read."""
     try:
         names = sorted(os.listdir(config_dir))
     except FileNotFoundError:
@@ -127,7 +127,7 @@ def create(config_dir: str, name: str, source: str, config_text: str) -> str:
 
 
 def record_real(workdir: Workdir, real: str) -> str:
-    """The real path that was recorded of the source: this one, where there is none yet."""
+    """Return the real path recorded for the source; record this one if there is none yet."""
     with prefixing_errors(workdir.real):
         if not os.path.lexists(workdir.real):  # made by an older version
             with Directory.at(workdir.path) as own, suppress(FileExistsError):
@@ -138,7 +138,7 @@ def record_real(workdir: Workdir, real: str) -> str:
 
 @contextmanager
 def staging(workdir: Workdir) -> Iterator[Directory]:
-    """A private directory, removed at the end, to stage a tarfile in.
+    """Yield a private directory to stage a tarfile in, removed at the end.
 
     Runs to different destinations share the working directory, so each stages in a directory of
     its own and holds a lock on it.

@@ -20,7 +20,7 @@ class Account(NamedTuple):
         return cls(name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
 
     def is_ours(self) -> bool:
-        """Whether this process runs as it."""
+        """Whether we run as it."""
         return self.uid == os.geteuid()
 
     def variables(self) -> dict[str, str]:

@@ -71,7 +71,7 @@ class Stream:
         return self._program is None or self._program.wait().status == 0
 
     def errors(self) -> str:
-        """What the decompressor printed."""
+        """Return what the decompressor wrote to stderr."""
         return self._program.wait().stderr if self._program is not None else ""
 
 

@@ -33,8 +33,8 @@ FROM (SELECT array_agg(oid) AS system FROM pg_catalog.pg_namespace
 def dump(database: str, server: Server, output: int, advance: Callable[[int], None]) -> None:
     """Write the database in custom format to a regular file, in which pg_dump can seek.
 
-    ``advance`` is told of each number of bytes written. Raises Error, with what pg_dump said, where
-    it fails.
+    ``advance`` is told of each number of bytes written. Raises Error, with pg_dump's
+    stderr, if it fails.
     """
     told = 0
 
@@ -58,7 +58,7 @@ def dump_globals(server: Server, output: int) -> None:
 
 
 def read_dump(dump_file: int) -> None:
-    """Have pg_restore read a dump to its end. Raises Error where it can't."""
+    """Have pg_restore read a dump to its end. Raises Error if it can't."""
     os.lseek(dump_file, 0, os.SEEK_SET)
     process.run(["pg_restore", "--file=/dev/null"], stdin=dump_file, confined=READING).check()
 
@@ -74,8 +74,8 @@ def restore(
 ) -> None:
     """Load a dump into a database, in one transaction unless ``jobs`` is more than 1.
 
-    ``clean``: drop what the dump holds first; ``new``: the caller drops the database when this
-    fails. Raises Error where it fails, with the database as it was; parallel jobs can't be one
+    ``clean``: drop what the dump holds first; ``new``: the caller drops the database if this
+    fails. Raises Error if it fails, with the database as it was; parallel jobs can't be one
     transaction, so an empty database is emptied again.
     """
     argv = ["pg_restore", "--exit-on-error"]
@@ -100,7 +100,7 @@ def restore(
 
 @contextmanager
 def _readable(file: int, server: Server) -> Iterator[int]:
-    """The file, or where another account is to open it again by its descriptor, a copy for that."""
+    """Yield the file, or a copy if another account has to open it again by its descriptor."""
     if server.run_as is None or server.run_as.is_ours():
         yield file
         return
@@ -114,7 +114,7 @@ def _readable(file: int, server: Server) -> Iterator[int]:
 
 @contextmanager
 def _script(dump_file: int, *options: str) -> Iterator[IO[bytes]]:
-    """The SQL that pg_restore makes of a dump."""
+    """Yield the SQL that pg_restore makes of a dump."""
     os.lseek(dump_file, 0, os.SEEK_SET)
     with tempfile.TemporaryFile() as script:
         argv = ["pg_restore", *options, "--file=-"]
@@ -131,7 +131,7 @@ def _drop_contents(database: str, dump_file: int, server: Server) -> None:
 
 
 def _drops(script: Iterable[bytes]) -> Iterator[bytes]:
-    """The statements that drop what a script makes: the first ones after its settings.
+    """Yield the statements that drop what a script makes: the first ones after its settings.
 
     A name may hold line breaks. What is made, and its rows, follow below the first ``-- Name:``.
     """
@@ -145,17 +145,17 @@ def _drops(script: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def holds_objects(database: str, server: Server) -> bool:
-    """Whether a database holds tables, views, sequences or functions. Raises Error where it is missing."""
+    """Whether a database holds tables, views, sequences or functions. Raises Error if it is missing."""
     return server.ask(database, [_COUNT_OBJECTS]).check().printed.strip() != "0"
 
 
 def check_reachable(database: str | None, server: Server) -> None:
-    """Raise Error where a database, or with None the server, can't be reached."""
+    """Raise Error if a database, or with None the server, can't be reached."""
     server.confirm(database or _MAINTENANCE)
 
 
 def create_database(database: str, dump_file: int, server: Server) -> None:
-    """Create a database with the encoding and locale of the dumped one. Raises Error where it exists."""
+    """Create a database with the encoding and locale of the dumped one. Raises Error if it exists."""
     with _script(dump_file, "--create", "--schema-only") as script:
         settings = next((m[1] for line in script if (m := _CREATE.match(line))), b"")
     statement = b"CREATE DATABASE %b WITH TEMPLATE = template0 %b;" % (_identifier(database), settings)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from ..errors import Error
 from . import process, versions
 
-# How long the first question may take, in seconds; and how long where restic has said what fails: from 0.17
+# How long the first question may take, in seconds; and how long if restic has told what fails: from 0.17
 # on it asks a store that refuses again and again, for 15 minutes.
 _PATIENCE = 120
 _REFUSED = 12
@@ -28,7 +28,7 @@ _NO_REPOSITORY, _IS_LOCKED, _WRONG_PASSWORD = 10, 11, 12
 _RETRY_LOCK = "--retry-lock=1m"
 _KNOWS_RETRY_LOCK = (0, 16)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# What it says where another process holds the repository, or did when it was killed.
+# What it prints if another process holds the repository, or did when it was killed.
 _LOCKED = "already locked"
 _MISSING = ("no such file or directory", "bucket does not exist", "key does not exist", "404 Not Found")
 _FULL = os.strerror(errno.ENOSPC).lower()
@@ -78,11 +78,11 @@ class Repository:
         self._env = {**defaults, **env, **fixed}
 
     def create(self) -> None:
-        """Make the repository. Raises Error where there is one."""
+        """Make the repository. Raises Error if there is one."""
         self._run("init")
 
     def snapshots(self) -> list[Snapshot]:
-        """All snapshots, oldest first. Raises Error where the repository can't be read."""
+        """All snapshots, oldest first. Raises Error if the repository can't be read."""
         with _understanding():
             found = [
                 _snapshot(fields)
@@ -102,7 +102,7 @@ class Repository:
 
         ``parent``: the snapshot that it is compared with; ``advance`` is called with each number of
         bytes read. Returns how many bytes the repository grew by, before they were compressed. Raises
-        Error where not all could be stored.
+        Error if not all could be stored.
         """
         argv = ["backup", "--json", f"--host={this_host()}", f"--tag={','.join(tags)}"]
         argv.append("--ignore-ctime")  # which changes with each new link to a file
@@ -148,7 +148,7 @@ class Repository:
     def check(self, subset: str | None) -> None:
         """Check the repository, and read the data in it, or a part such as ``5%`` or ``1/7``.
 
-        Raises Error, with what restic said, where something is damaged.
+        Raises Error, with restic's stderr, if something is damaged.
         """
         data = "--read-data" if subset is None else f"--read-data-subset={subset}"
         result = self._unlocking(["check", data], lambda line: None, None)
@@ -156,7 +156,7 @@ class Repository:
             raise Error(*self._failure(result).lines, stderr=self._masked("\n".join(_plain(result.stderr))))
 
     def _run(self, *argv: str, within: int | None = None) -> str:
-        """What restic prints. Raises Error with its reason where it fails."""
+        """Return what restic prints. Raises Error with its reason if it fails."""
         lines: list[str] = []
         result = self._unlocking(argv, lines.append, within)
         if result.status != 0:
@@ -184,7 +184,7 @@ class Repository:
     def _await_answer(self, program: process.Program) -> None:
         """Wait until it prints something or ends: it waits for ever for a store that does not answer.
 
-        Raises Error with its reason where it tries a store that refuses again and again.
+        Raises Error with its reason if it tries a store that refuses again and again.
         """
         begun = time.monotonic()
         while not select.select([program.stdout], [], [], 1)[0]:
@@ -216,7 +216,7 @@ class Repository:
 
 
 def _plain(stderr: str) -> list[str]:
-    """The lines of what restic wrote to its standard error, some of which are JSON objects."""
+    """Split restic's stderr into lines; some of them are JSON objects."""
     return [line for text in stderr.splitlines() for line in _words(text).splitlines()]
 
 
@@ -234,7 +234,7 @@ def _words(line: str) -> str:
 
 @contextmanager
 def _understanding() -> Iterator[None]:
-    """Raise Error where what restic prints is not what it should be."""
+    """Raise Error if what restic prints is not what it should be."""
     try:
         yield
     except (ValueError, KeyError, TypeError) as error:
