@@ -8,7 +8,7 @@ from functools import partial
 from . import offsite, workdir
 from .config import FsOptions, check_database_name, database_names, load_db, load_fs, load_general
 from .errors import FAILED, Error
-from .programs import compressors, postgres, process, versions
+from .programs import compressors, packages, postgres, process, versions
 from .system import confinement
 
 _POSTGRES = ("pg_dump", "pg_dumpall", "pg_restore", "psql")
@@ -34,19 +34,19 @@ def run(args: argparse.Namespace) -> int:
         except _Untested as untested:
             args.messages.warning(str(untested))
         except Error as error:
-            faults += [*error.said.strip().splitlines()[:1], *error.lines]
+            faults += [*error.stderr.strip().splitlines()[:1], *error.lines]
     for fault in dict.fromkeys(faults):
         args.messages.error(fault)
     # No fault: in some containers there is no way to confine them.
     reason = process.unconfined() if confinement.wanted() else None
     if reason is not None:
         args.messages.warning(f"rdiff-backup and tar are not confined here: {reason}")
-    args.messages.closing(f"{checked} checks, {len(faults)} faults")
+    args.messages.summary(f"{checked} checks, {len(faults)} faults")
     return FAILED if faults else 0
 
 
 def _checks(config_dir: str) -> Iterator[Callable[[], object]]:
-    """Everything that is looked at, each raising Error where something is wrong."""
+    """Yield the checks. Each raises Error if something is wrong."""
     if not os.path.isdir(config_dir):
         raise Error(f"the configuration directory does not exist: {config_dir}")
     for program in ("tar", "rdiff-backup"):
@@ -56,8 +56,8 @@ def _checks(config_dir: str) -> Iterator[Callable[[], object]]:
         yield partial(_check_workdir, work)
     names = database_names(config_dir)
     if names:
-        yield from (partial(process.find, program) for program in _POSTGRES)
-        if process.available("pg_dump"):
+        yield from (partial(packages.find, program) for program in _POSTGRES)
+        if packages.available("pg_dump"):
             yield partial(_check_version, "pg_dump")
     for name in names:
         yield partial(_check_database, config_dir, name)
@@ -87,8 +87,8 @@ def _check_version(program: str) -> None:
         is_this = versions.shown(found) or "of unknown version"
         raise Error(f"{program} {is_this} is too old: {versions.shown(known.needed)} is needed")
     # Of its numbers, as many as the tests tell apart.
-    if not known.oldest <= found[: len(known.newest)] <= known.newest:
-        tested = f"{versions.shown(known.oldest)} to {versions.shown(known.newest)}"
+    if not known.oldest_tested <= found[: len(known.newest_tested)] <= known.newest_tested:
+        tested = f"{versions.shown(known.oldest_tested)} to {versions.shown(known.newest_tested)}"
         raise _Untested(f"{program} {versions.shown(found)} is untested: {tested} have been tested")
 
 
@@ -102,7 +102,7 @@ def _check_workdir(work: workdir.Workdir) -> None:
         faults.append(f"{work.path}: the source does not exist: {work.source}")
     if options is not None and options.type == "tar":
         try:
-            process.find(compressors.compressor(options.compression)[0])
+            packages.find(compressors.compressor(options.compression)[0])
         except Error as error:
             faults += error.lines
     if faults:
@@ -117,5 +117,5 @@ def _check_database(config_dir: str, name: str | None) -> None:
         postgres.check_reachable(name, server)
     except Error as error:
         what = "the server" if name is None else f"the database {name}"
-        said = error.said.strip().splitlines()
-        raise Error(f"{what} cannot be reached: {said[0] if said else error}") from error
+        reasons = error.stderr.strip().splitlines()
+        raise Error(f"{what} cannot be reached: {reasons[0] if reasons else error}") from error

@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "btw-backup") -> int:
         _drop_output()
         return 128 + signal.SIGPIPE
     except Error as error:
-        messages.said(error.said)
+        messages.passed_on(error.stderr)
         for line in error.lines:
             messages.error(line)
         return error.status

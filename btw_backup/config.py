@@ -11,7 +11,7 @@ from .destination.retention import Policy
 from .errors import Error
 from .hooks import NO_HOOKS, Hooks
 from .options import DB_OPTIONS, FS_OPTIONS, GENERAL_OPTIONS, Option
-from .programs.postgres import Server
+from .programs.server import Server
 from .system.trust import execute, read_trusted
 
 

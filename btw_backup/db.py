@@ -10,7 +10,7 @@ from datetime import datetime
 from . import hooks, offsite
 from .arguments import add_destination, add_owner, add_wait
 from .config import DbOptions, check_database_name, load_db, load_general
-from .destination.append import NewPoint, Stored, summary
+from .destination.append import NewPoint, Stored, closing_line
 from .destination.catalog import DUMP, GLOBALS
 from .destination.writer import LockedDestination, working_on
 from .errors import Error
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
                 stored, size = _back_up(args.db, mirror, destination, at, options, args.messages)
             destination.note_success(at)
             sending.take(destination)
-        args.messages.closing(summary(stored, size, time.monotonic() - started))
+        args.messages.summary(closing_line(stored, size, time.monotonic() - started))
         return sending.finish()
 
 

@@ -10,9 +10,10 @@ from .config import load_db
 from .destination.catalog import GLOBALS
 from .destination.contents import Content
 from .destination.reader import Destination
-from .errors import Error, Usage, naming
+from .errors import Error, Usage, prefixing_errors
 from .programs import postgres
-from .system.files import closing, write_all
+from .programs.server import Server
+from .system.files import closed_at_end, write_all
 from .times import format_moment
 
 EXAMPLE = "btw-backup db-restore --create /var/backups/shop shop_restored"
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
                     else:
                         _restore_into(args.db, dumped, server, args.jobs, clean=args.clean)
     what = args.output or args.db or "the globals"
-    args.messages.closing(f"restored {format_moment(chosen.point.time)} into {what}")
+    args.messages.summary(f"restored {format_moment(chosen.point.time)} into {what}")
     return 0
 
 
@@ -86,7 +87,7 @@ def _check_usage(args: argparse.Namespace) -> None:
         raise Usage("--clean works in one transaction: --jobs cannot be used with it")
 
 
-def _restore_into_new(database: str, dumped: int, server: postgres.Server, jobs: int) -> None:
+def _restore_into_new(database: str, dumped: int, server: Server, jobs: int) -> None:
     postgres.create_database(database, dumped, server)
     try:
         postgres.restore(database, dumped, server, jobs=jobs, new=True)
@@ -95,7 +96,7 @@ def _restore_into_new(database: str, dumped: int, server: postgres.Server, jobs:
         raise
 
 
-def _restore_into(database: str, dumped: int, server: postgres.Server, jobs: int, *, clean: bool) -> None:
+def _restore_into(database: str, dumped: int, server: Server, jobs: int, *, clean: bool) -> None:
     if not clean and postgres.holds_objects(database, server):
         raise Error(f"the database {database} is not empty: use --clean to replace what it holds")
     postgres.restore(database, dumped, server, clean=clean, jobs=jobs)
@@ -104,13 +105,13 @@ def _restore_into(database: str, dumped: int, server: postgres.Server, jobs: int
 def _write(content: Content, path: str) -> None:
     """Write the stored file to a new file, which is removed again if that fails."""
     if path == "-":
-        content.pump(lambda block: write_all(sys.stdout.fileno(), block))
+        content.write_to(lambda block: write_all(sys.stdout.fileno(), block))
         return
-    with naming(path):
+    with prefixing_errors(path):
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            with closing(fd):
-                content.pump(lambda block: write_all(fd, block))
+            with closed_at_end(fd):
+                content.write_to(lambda block: write_all(fd, block))
                 os.fsync(fd)
         except BaseException:
             os.unlink(path)

@@ -15,16 +15,16 @@ BUSY = os.EX_TEMPFAIL
 class Error(Exception):
     """An expected failure.
 
-    ``lines`` are shown one by one after the program's name; ``said`` is what an outside
+    ``lines`` are shown one by one after the program's name; ``stderr`` is what an outside
     program wrote to its stderr, shown before them.
     """
 
     status = FAILED
 
-    def __init__(self, *lines: str, said: str = "") -> None:
+    def __init__(self, *lines: str, stderr: str = "") -> None:
         super().__init__("; ".join(lines))
         self.lines = lines
-        self.said = said
+        self.stderr = stderr
 
 
 class Usage(Error):
@@ -110,7 +110,7 @@ def uninterrupted() -> Iterator[None]:
 
 
 @contextmanager
-def naming(what: str) -> Iterator[None]:
+def prefixing_errors(what: str) -> Iterator[None]:
     """Turn an OSError inside the block into an Error that names ``what``, a file or a disk."""
     try:
         yield

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         raise Error(f"copies of several servers have this name: use one of {names}")
     _fetch(repository, copies[-1], args.target)
     time = format_moment(copies[-1].snapshot.time)
-    args.messages.closing(f"fetched {_full_name(copies[-1])} as of {time} into {args.target}")
+    args.messages.summary(f"fetched {_full_name(copies[-1])} as of {time} into {args.target}")
     return 0
 
 

@@ -54,7 +54,7 @@ def take(source: Source) -> Fingerprint | None:
                 return None
     except OSError:
         return None
-    age = started - walk.newest
+    age = started - walk.newest_timestamp
     return Fingerprint(walk.digest.hexdigest(), age > _TICK, age > _WRITEBACK, walk.is_on_one_device)
 
 
@@ -87,7 +87,7 @@ class _Tree(NamedTuple):
 class _Walk:
     """A walk over the directories that are ``waiting``, and all below them.
 
-    ``digest`` is of all inodes that were met, ``newest`` their newest timestamp, in ns;
+    ``digest`` is of all inodes that were met, ``newest_timestamp`` their newest, in ns;
     ``is_on_one_device``: all of them were on that of the tree.
     """
 
@@ -95,18 +95,18 @@ class _Walk:
         self._tree = tree
         self.waiting = waiting
         self.digest = hashlib.blake2b()
-        self.newest = 0
+        self.newest_timestamp = 0
         self.is_on_one_device = True
 
     def add(self, name: bytes, inode: os.stat_result) -> None:
         """Add an inode."""
         self.digest.update(_described(name, inode))
-        self.newest = max(self.newest, inode.st_mtime_ns, inode.st_ctime_ns)
+        self.newest_timestamp = max(self.newest_timestamp, inode.st_mtime_ns, inode.st_ctime_ns)
 
     def go_on(self, most: int = sys.maxsize) -> None:
         """Walk until nothing waits, or as many directories as ``most``."""
         tree, waiting, digest = self._tree, self.waiting, self.digest
-        newest, is_on_one_device = self.newest, self.is_on_one_device
+        newest_timestamp, is_on_one_device = self.newest_timestamp, self.is_on_one_device
         while 0 < len(waiting) < most:
             directory = waiting.pop()
             digest.update(directory + b"\0")
@@ -118,7 +118,7 @@ class _Walk:
                         continue
                     inode = entry.stat(follow_symlinks=False)
                     digest.update(_described(entry.name, inode))
-                    newest = max(newest, inode.st_mtime_ns, inode.st_ctime_ns)
+                    newest_timestamp = max(newest_timestamp, inode.st_mtime_ns, inode.st_ctime_ns)
                     here = inode.st_dev == tree.device
                     if stat.S_ISDIR(inode.st_mode):
                         if here or not tree.stays:
@@ -126,7 +126,7 @@ class _Walk:
                     elif stat.S_ISLNK(inode.st_mode):
                         digest.update(os.readlink(entry.path) + b"\0")
                     is_on_one_device &= here or tree.stays
-        self.newest, self.is_on_one_device = newest, is_on_one_device
+        self.newest_timestamp, self.is_on_one_device = newest_timestamp, is_on_one_device
 
     def share(self) -> None:
         """Walk what waits, each share of it in a process of its own, the first in this one."""
@@ -134,9 +134,9 @@ class _Walk:
         with ExitStack() as stack:
             results = [stack.enter_context(children.beside(other)) for other in others]
             for data in (first(), *(result() for result in results)):
-                newest, is_on_one_device, digest = data.split(b" ", 2)
+                newest_timestamp, is_on_one_device, digest = data.split(b" ", 2)
                 self.digest.update(digest)
-                self.newest = max(self.newest, int(newest))
+                self.newest_timestamp = max(self.newest_timestamp, int(newest_timestamp))
                 self.is_on_one_device &= is_on_one_device == b"1"
         self.waiting = []
 
@@ -144,7 +144,7 @@ class _Walk:
         """What goes through a pipe of a walk over some directories."""
         walk = _Walk(self._tree, share)
         walk.go_on()
-        return b"%d %d %b" % (walk.newest, walk.is_on_one_device, walk.digest.digest())
+        return b"%d %d %b" % (walk.newest_timestamp, walk.is_on_one_device, walk.digest.digest())
 
 
 def _walked(source: Source) -> _Walk:

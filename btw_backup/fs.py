@@ -12,7 +12,7 @@ from . import fingerprint, hooks, offsite, workdir
 from .archive.stream import Archive, archiving, changed_blocks
 from .arguments import add_destination, add_owner, add_wait
 from .config import FsOptions, load_fs, load_general
-from .destination.append import NewPoint, NewTarball, Stored, summary
+from .destination.append import NewPoint, NewTarball, Stored, closing_line
 from .destination.catalog import ARCHIVE, ENDING_OF
 from .destination.record import Record
 from .destination.writer import LockedDestination, working_on
@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
                 done = _back_up(destination, source, at, options, work, args.messages)
             destination.note_success(at)
             sending.take(destination)
-        args.messages.closing(summary(done.stored, done.size, time.monotonic() - started))
-        args.messages.said(done.unreadable)
+        args.messages.summary(closing_line(done.stored, done.size, time.monotonic() - started))
+        args.messages.passed_on(done.unreadable)
         return sending.finish() or (INCOMPLETE if done.unreadable else 0)
 
 
@@ -80,32 +80,32 @@ def _back_up(
 ) -> _Done:
     """Back up the source if it has changed."""
     mark = fingerprint.take(source) if options.quick_check else None
-    with _newest(destination, options.type) as newest:
-        if mark is not None and newest is not None and newest.known.fingerprint == mark.digest:
+    with _newest_archive(destination, options.type) as previous:
+        if mark is not None and previous is not None and previous.known.fingerprint == mark.digest:
             _note_unchanged(destination, options, at)
             return _Done(None, 0, "")
         settled = mark is not None and fingerprint.settle(mark, source)
         with (
-            messages.progress(None if newest is None else newest.size) as advance,
+            messages.progress(None if previous is None else previous.size) as advance,
             archiving(source, digested=options.type == "tar", advance=advance) as archive,
         ):
-            stored = _store(destination, archive, newest, at, options, work)
+            stored = _store(destination, archive, previous, at, options, work)
     if stored is None:
         _note_unchanged(destination, options, at)
     if archive.result.status == 1:
-        for line in archive.result.said.splitlines():
+        for line in archive.result.stderr.splitlines():
             note = destination.note_of_stored if stored else destination.note
             note(f"{format_moment(at)}: {line}")
     told = mark.digest if mark is not None and settled and archive.result.status == 0 else None
     tar = _tar() if options.type == "rdiff" else None  # nobody asks which one made a tarball
-    with _newest(destination, options.type) as stored_now:
+    with _newest_archive(destination, options.type) as stored_now:
         if stored_now is not None:
             destination.record(Record(told, archive.digest(), tar), stored_now.file)
-    return _Done(stored, archive.size, archive.result.said if archive.result.status == 2 else "")
+    return _Done(stored, archive.size, archive.result.stderr if archive.result.status == 2 else "")
 
 
-class _Newest(NamedTuple):
-    """The newest backup: its open tarfile, how that is compressed, and what was recorded of it.
+class _NewestArchive(NamedTuple):
+    """The newest backup's archive: its open file, how it is compressed, and what was recorded of it.
 
     ``size``: of the archive in bytes, None if it is not known.
     """
@@ -117,15 +117,15 @@ class _Newest(NamedTuple):
 
 
 @contextmanager
-def _newest(destination: LockedDestination, type_: str) -> Iterator[_Newest | None]:
-    """The newest backup if it is of this type."""
-    newest = destination.newest()
-    if newest is None or newest.interrupted or newest.is_chain != (type_ == "rdiff"):
+def _newest_archive(destination: LockedDestination, type_: str) -> Iterator[_NewestArchive | None]:
+    """Open the newest backup if it is of this type."""
+    backup = destination.newest_backup()
+    if backup is None or backup.interrupted or backup.is_chain != (type_ == "rdiff"):
         yield None
         return
-    with destination.stored_file(newest, ARCHIVE) as file:
-        size = os.fstat(file).st_size if newest.compression == "none" else None
-        yield _Newest(file, newest.compression, destination.recorded(file), size)
+    with destination.stored_file(backup, ARCHIVE) as file:
+        size = os.fstat(file).st_size if backup.compression == "none" else None
+        yield _NewestArchive(file, backup.compression, destination.recorded(file), size)
 
 
 def _tar() -> str | None:
@@ -146,7 +146,7 @@ def _note_unchanged(destination: LockedDestination, options: FsOptions, at: date
 def _store(
     destination: LockedDestination,
     archive: Archive,
-    newest: _Newest | None,
+    previous: _NewestArchive | None,
     at: datetime,
     options: FsOptions,
     work: workdir.Workdir,
@@ -154,11 +154,11 @@ def _store(
     """Store the archive if it is not what the newest backup holds; None if it is."""
     is_tarball = options.type == "tar"
     blocks: Iterator[bytes] | None = archive.blocks()
-    if newest is not None:
+    if previous is not None:
         # Inodes that differ are taken for a difference in the archive, which is then looked for last.
-        known = newest.known.digest if is_tarball else newest.known.fingerprint
+        known = previous.known.digest if is_tarball else previous.known.fingerprint
         if not options.quick_check or known is None:
-            blocks = changed_blocks(archive, (newest.file, newest.compression))
+            blocks = changed_blocks(archive, (previous.file, previous.compression))
     if blocks is None:
         return None
     if is_tarball:
@@ -167,13 +167,13 @@ def _store(
                 for block in blocks:
                     packed.write(block)
             compressors.check_ending(tarball.file, options.compression, archive.size)
-            if newest is not None and archive.digest() == newest.known.digest:
+            if previous is not None and archive.digest() == previous.known.digest:
                 return None
             return tarball.commit(archive.size)
     afresh = None
-    if newest is not None and newest.known.tar not in (None, _tar()):
+    if previous is not None and previous.known.tar not in (None, _tar()):
         # Its headers may all be written otherwise: as many differences as there are files.
-        afresh = f"tar is now {_tar()}, and the newest backup was made by {newest.known.tar}"
+        afresh = f"tar is now {_tar()}, and the newest backup was made by {previous.known.tar}"
     with (
         workdir.staging(work) as stage,
         stage.create(ARCHIVE) as staged,
@@ -181,6 +181,6 @@ def _store(
     ):
         for block in blocks:
             write_all(staged, block)
-        if newest is not None and same_content(staged, newest.file):
+        if previous is not None and same_content(staged, previous.file):
             return None
         return point.commit()

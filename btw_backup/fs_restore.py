@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
                 missing = _restore(content, args.target, list(members), advance)
     for member in missing:
         args.messages.error(f"{members[member]} is not in the backup {chosen.backup.name}")
-    args.messages.closing(f"restored {format_moment(chosen.point.time)} into {args.target}")
+    args.messages.summary(f"restored {format_moment(chosen.point.time)} into {args.target}")
     return FAILED if missing else 0
 
 
@@ -56,7 +56,7 @@ def _restore(content: Content, target: str, members: list[str], advance: Callabl
     with restoring(target) as top:
         extra = content.first_names(members)
         with unpacking(top, [*members, *extra]) as unpacked:
-            content.pump(unpacked.write, advance)
+            content.write_to(unpacked.write, advance)
         for name in extra:
             _remove_extra(name, top)
         return [member for member in members if not os.path.lexists(os.path.join(target, member))]

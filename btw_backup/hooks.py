@@ -44,24 +44,24 @@ NO_HOOKS = Hooks()
 def around(hooks: Hooks, run: Run, warn: Callable[[str], None]) -> Iterator[None]:
     """Run BEFORE, and once it was begun, AFTER, whatever ends the block.
 
-    Raises Error where BEFORE fails; ``warn`` is told where AFTER does, since the backup counts.
+    Raises Error if BEFORE fails; if AFTER fails it only calls ``warn``, since the backup counts.
     """
-    with _closing("AFTER", hooks.after, run, warn, always=True):
+    with _calling("AFTER", hooks.after, run, warn, always=True):
         for hook in hooks.before:
             _call("BEFORE", hook, run)
         yield
 
 
 def on_failure(hooks: Hooks, run: Run, warn: Callable[[str], None]) -> AbstractContextManager[None]:
-    """Run ON_FAILURE where the block raises, be it Error, a signal, or a mistake of ours."""
-    return _closing("ON_FAILURE", hooks.on_failure, run, warn, always=False)
+    """Run ON_FAILURE if the block raises, be it Error, a signal, or a mistake of ours."""
+    return _calling("ON_FAILURE", hooks.on_failure, run, warn, always=False)
 
 
 @contextmanager
-def _closing(
+def _calling(
     name: str, hooks: Sequence[Hook], run: Run, warn: Callable[[str], None], *, always: bool
 ) -> Iterator[None]:
-    """Run the hooks, once and to their end, where the block raises, or ``always``.
+    """Run the hooks, once and to their end, if the block raises, or ``always``.
 
     A signal that arrives meanwhile ends the backup afterwards.
     """
@@ -97,18 +97,18 @@ def _call_all(name: str, hooks: Sequence[Hook], run: Run, warn: Callable[[str], 
         try:
             _call(name, hook, run)
         except Error as error:
-            warn(f"{error} ({error.said.strip()})" if error.said else str(error))
+            warn(f"{error} ({error.stderr.strip()})" if error.stderr else str(error))
 
 
 def _call(name: str, hook: Hook, run: Run) -> None:
-    """Raise Error where the hook fails, whatever it raises: SystemExit is no success."""
+    """Raise Error if the hook fails, whatever it raises: SystemExit is not a success."""
     if not callable(hook):
         variables = {f"BTW_BACKUP_{key.upper()}": value for key, value in run._asdict().items()}
         # The user's own command gets all of the user's environment.
         group = name != "BEFORE"
         result = process.run(hook, surroundings=os.environ, env=variables, own_group=group)
         if result.status != 0:
-            raise Error(f"{name}: {result.ending()}", said=result.said)
+            raise Error(f"{name}: {result.ending()}", stderr=result.stderr)
         return
     try:
         hook(run)

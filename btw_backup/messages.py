@@ -52,7 +52,7 @@ class Messages:
     def __init__(self, prog: str, *, verbose: bool = False, quiet: bool = False) -> None:
         self.prog = prog
         terminal = sys.stderr.isatty() and not quiet
-        self._closing = verbose or terminal
+        self._shows_summary = verbose or terminal
         self._bar = terminal and os.environ.get("TERM", "dumb") != "dumb"
         self._quiet = quiet
 
@@ -60,7 +60,7 @@ class Messages:
         """Print what failed."""
         _say(f"{self.prog}: {one_line(text)}")
 
-    def said(self, text: str) -> None:
+    def passed_on(self, text: str) -> None:
         """Pass on what an outside program wrote to its stderr."""
         for line in text.splitlines():
             _say(one_line(line))
@@ -70,9 +70,9 @@ class Messages:
         if not self._quiet:
             self.error(f"warning: {text}")
 
-    def closing(self, text: str) -> None:
+    def summary(self, text: str) -> None:
         """Print what was made: on a terminal, or with -v."""
-        if self._closing:
+        if self._shows_summary:
             self.error(text)
 
     @contextmanager

@@ -28,10 +28,10 @@ _RISING = (State.OK, State.WARNING, State.UNKNOWN, State.CRITICAL)
 class CopyFacts(NamedTuple):
     """The off-site copies of a destination.
 
-    ``newest``: when the newest was made; ``unsent``: the time of the oldest point that is newer.
+    ``copied``: when the newest was made; ``unsent``: the time of the oldest point that is newer.
     """
 
-    newest: datetime | None
+    copied: datetime | None
     unsent: datetime | None
 
 
@@ -43,7 +43,7 @@ class Facts(NamedTuple):
     ``copies`` is None if none are configured; ``broken``: entries that can't be read.
     """
 
-    newest: datetime | None
+    newest_time: datetime | None
     success: datetime | None
     points: int
     used: int
@@ -78,7 +78,7 @@ def judge(facts: Facts, now: datetime, max_age: timedelta | None) -> tuple[State
         return State.UNKNOWN, facts.broken[0]
     if facts.success > now:
         return State.WARNING, "the newest point or run is dated in the future"
-    if facts.copies is not None and facts.copies.newest is None:
+    if facts.copies is not None and facts.copies.copied is None:
         return State.WARNING, "no off-site copy yet"
     return State.OK, ""
 
@@ -95,17 +95,17 @@ def line(report: Report, now: datetime, max_age: timedelta | None) -> str:
     if report.facts is not None:
         words += _words(report.facts, now)
         data = f" | {_performance(report.facts, now, max_age)}"
-    said = one_line(f"{report.dst}: {', '.join(words)}").replace("|", "\\x7c")
-    return f"BTW-BACKUP {report.state.name} - {said}{data}"
+    text = one_line(f"{report.dst}: {', '.join(words)}").replace("|", "\\x7c")
+    return f"BTW-BACKUP {report.state.name} - {text}{data}"
 
 
 def _words(facts: Facts, now: datetime) -> Iterator[str]:
-    if facts.newest is not None and facts.success is not None:
-        yield f"newest point {format_moment(facts.newest)}"
+    if facts.newest_time is not None and facts.success is not None:
+        yield f"newest point {format_moment(facts.newest_time)}"
         seconds = (now - facts.success).total_seconds()
         yield f"last success {age(seconds)} ago" if seconds >= 0 else f"last success in {age(-seconds)}"
-    if facts.copies is not None and facts.copies.newest is not None:
-        yield f"off-site copy {age((now - facts.copies.newest).total_seconds())} ago"
+    if facts.copies is not None and facts.copies.copied is not None:
+        yield f"off-site copy {age((now - facts.copies.copied).total_seconds())} ago"
     yield f"{facts.points} point{'s' if facts.points != 1 else ''}"
     yield size(facts.used)
 
@@ -126,13 +126,13 @@ def as_object(report: Report, now: datetime) -> dict[str, Any]:
     """Return what ``--json`` prints for a destination: sizes in bytes, ages in seconds, null if unknown."""
     facts = report.facts or Facts(None, None, 0, 0, False)
     known = report.facts is not None
-    copied = facts.copies and facts.copies.newest
+    copied = facts.copies and facts.copies.copied
     unsent = facts.copies and facts.copies.unsent
     return {
         "destination": report.dst,
         "status": report.state.name,
         "problem": report.problem or None,
-        "newest": facts.newest and f"{format_moment(facts.newest)}Z",
+        "newest": facts.newest_time and f"{format_moment(facts.newest_time)}Z",
         "last_success": facts.success and f"{format_moment(facts.success)}Z",
         "age": facts.success and _seconds(facts.success, now),
         "points": facts.points if known else None,
@@ -144,7 +144,7 @@ def as_object(report: Report, now: datetime) -> dict[str, Any]:
 
 
 _METRICS: tuple[tuple[str, str, Callable[[Facts], datetime | int | None]], ...] = (
-    ("newest_point_timestamp_seconds", "When the newest point was made.", lambda facts: facts.newest),
+    ("newest_point_timestamp_seconds", "When the newest point was made.", lambda facts: facts.newest_time),
     (
         "last_success_timestamp_seconds",
         "When a run last succeeded, even if nothing had changed.",
@@ -155,7 +155,7 @@ _METRICS: tuple[tuple[str, str, Callable[[Facts], datetime | int | None]], ...] 
     (
         "offsite_newest_timestamp_seconds",
         "When the newest off-site copy was made.",
-        lambda facts: facts.copies.newest if facts.copies else None,
+        lambda facts: facts.copies.copied if facts.copies else None,
     ),
 )
 

@@ -19,7 +19,7 @@ from .destination.reader import Destination
 from .destination.retention import Policy
 from .destination.view import TREE, View, backup_names, viewing
 from .destination.writer import LockedDestination
-from .errors import Error, naming
+from .errors import Error, prefixing_errors
 from .messages import Messages
 from .programs import restic
 from .programs.restic import Node, Repository, Snapshot
@@ -42,7 +42,7 @@ class State(NamedTuple):
     """
 
     nodes: tuple[Node, ...]
-    newest: datetime
+    newest_time: datetime
 
     def digest(self) -> str:
         """A digest that changes if any of them does."""
@@ -58,7 +58,7 @@ def examine(destination: Destination) -> State:
     check_holds(destination)
     directory = destination.directory
     nodes = [node for name in backup_names(destination) for node in _nodes(name, directory, "")]
-    return State(tuple(nodes), max(backup.newest for backup in destination.backups))
+    return State(tuple(nodes), max(backup.newest_time for backup in destination.backups))
 
 
 def check_holds(destination: Destination) -> None:
@@ -86,12 +86,12 @@ def _nodes(name: str, within: Directory, above: str, depth: int = DEPTH) -> Iter
 class Copy(NamedTuple):
     """A snapshot of a destination.
 
-    ``name`` is the path that this had, ``newest`` its newest point.
+    ``name`` is the path that this had, ``newest_time`` that of its newest point.
     """
 
     snapshot: Snapshot
     name: str
-    newest: datetime
+    newest_time: datetime
 
 
 # Tags identify a snapshot: restic returns paths unchanged only if they are UTF-8.
@@ -196,7 +196,7 @@ def send(
         _note_sent(view, state, settings.address)
         return None
     parent = own[-1].snapshot.id if own else None
-    tags = [_name_tag(view.name), _NEWEST + format_moment(state.newest)]
+    tags = [_name_tag(view.name), _NEWEST + format_moment(state.newest_time)]
     with messages.progress(state.size()) as advance:
         added = repository.store(view.directory.fileno(), TREE, tags, parent, advance)
     _note_sent(view, state, settings.address)
@@ -208,18 +208,18 @@ def send(
     return added
 
 
-def _follows(path: str, state: State, newest: Copy, nodes: Sequence[Node], replace: bool) -> bool:
+def _follows(path: str, state: State, copy: Copy, nodes: Sequence[Node], replace: bool) -> bool:
     """Whether the newest copy, which holds these nodes, equals a view.
 
     This compares the copy itself, not a note about it: restic stores what it can read, and a kill may
     come before an incomplete copy is removed.
     Raises Error if the view must not be stored after that copy.
     """
-    time = newest.snapshot.time
+    time = copy.snapshot.time
     if time > datetime.now(UTC):
         raise Error(
             f"the newest off-site copy of {path} ({format_moment(time)}) is dated in the future: set the"
-            f" clock right, or remove it with restic forget {newest.snapshot.id[:8]}"
+            f" clock right, or remove it with restic forget {copy.snapshot.id[:8]}"
         )
     sent = {node.path.removeprefix(f"/{TREE}") for node in nodes}
     if sent.isdisjoint(node.path for node in state.nodes) and not replace:
@@ -227,7 +227,7 @@ def _follows(path: str, state: State, newest: Copy, nodes: Sequence[Node], repla
             f"{path} holds none of the backups of its newest off-site copy ({format_moment(time)}):"
             " mount its disk, or use sync --replace if they were meant to go"
         )
-    return not differences(newest, nodes, state)
+    return not differences(copy, nodes, state)
 
 
 def _options(policy: Policy) -> list[str]:
@@ -270,7 +270,7 @@ class Sending:
     @contextmanager
     def _failing(self, path: str) -> Iterator[None]:
         try:
-            with naming(path):
+            with prefixing_errors(path):
                 yield
         except Error as error:
             self._messages.error(f"the backup was made, but not its off-site copy: {error}")

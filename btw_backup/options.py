@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from .destination.retention import Policy
 from .hooks import Hook
-from .programs.process import Account
+from .programs.account import Account
 from .times import parse_span
 
 TYPES = ("rdiff", "tar")

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             if args.verbose:
                 print(_line(decision))
     removed = sum(not decision.keep for decision in decisions)
-    args.messages.closing(f"removed {removed} of {len(decisions)} backups")
+    args.messages.summary(f"removed {removed} of {len(decisions)} backups")
     return 0
 
 

@@ -4,7 +4,7 @@ import os
 import stat
 from collections.abc import Sequence
 
-from .errors import Error, naming
+from .errors import Error, prefixing_errors
 from .programs.tar import Source
 from .system.trust import resolve
 from .workdir import Workdir, record_real
@@ -15,7 +15,7 @@ def examine_source(
 ) -> Source:
     """Find out what the source is; ``own`` are directories of ours that are never archived.
 
-    Raises Error where it is missing, can't be read, is neither directory nor file, or may be led
+    Raises Error if it is missing, can't be read, is neither directory nor file, or may be led
     elsewhere by somebody else: whoever owns a directory above it could have root read any other.
     """
     path = work.source
@@ -27,7 +27,7 @@ def examine_source(
         raise Error(f"the source does not exist: {path}") from None
     except OSError as error:
         raise Error(f"cannot read the source: {path}: {error.strerror}") from error
-    with naming(path):
+    with prefixing_errors(path):
         real, secure = resolve(path)
     recorded = record_real(work, real)
     if real != recorded and not secure:

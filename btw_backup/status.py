@@ -13,7 +13,7 @@ from .arguments import span
 from .config import load_general
 from .destination.log import last_success
 from .destination.reader import Destination
-from .errors import Error, naming
+from .errors import Error, prefixing_errors
 from .messages import show
 from .monitoring import CopyFacts, Facts, Report, State, as_object, exposition, judge, line, replace, worst
 from .programs import process
@@ -77,7 +77,7 @@ def _unreached(report: Report) -> Report:
 
 def _report(dst: str, now: datetime, max_age: timedelta | None, snapshots: list[Snapshot] | None) -> Report:
     try:
-        with Destination.open(dst) as destination, naming("cannot be read"):
+        with Destination.open(dst) as destination, prefixing_errors("cannot be read"):
             facts = examine(destination, snapshots)
     except Error as error:
         return Report(dst, State.UNKNOWN, str(error), None)
@@ -90,11 +90,11 @@ def examine(destination: Destination, snapshots: Sequence[Snapshot] | None = Non
     ``snapshots``: what the off-site repository holds, None if there is none.
     """
     backups = destination.backups
-    newest = max((backup.newest for backup in backups), default=None)
-    success = None if newest is None else last_success(destination.directory)
+    newest_time = max((backup.newest_time for backup in backups), default=None)
+    success = None if newest_time is None else last_success(destination.directory)
     return Facts(
-        newest,
-        max((time for time in (newest, success) if time is not None), default=None),
+        newest_time,
+        max((time for time in (newest_time, success) if time is not None), default=None),
         sum(len(backup.points) for backup in backups),
         _used(destination.directory),
         bool(backups) and backups[-1].interrupted,
@@ -106,7 +106,7 @@ def examine(destination: Destination, snapshots: Sequence[Snapshot] | None = Non
 def _copies(destination: Destination, snapshots: Sequence[Snapshot]) -> CopyFacts:
     own = offsite.own_copies(snapshots, destination.directory.path())
     points = [chosen.point.time for chosen in destination.points()]
-    unsent = [time for time in points if not own or time > own[-1].newest]
+    unsent = [time for time in points if not own or time > own[-1].newest_time]
     return CopyFacts(own[-1].snapshot.time if own else None, min(unsent, default=None))
 
 
@@ -117,7 +117,7 @@ def _used(destination: Directory) -> int:
     """
     argv = ["du", "--summarize", "--block-size=1", "."]
     with process.Program(argv, stdout=process.PIPE, cwd=destination.fileno()) as program:
-        said = program.stdout.read()
+        printed = program.stdout.read()
         # 1: something could not be read, or vanished meanwhile
         program.wait().check(accepted=(0, 1))
-    return int(said.split()[0]) - destination.status().st_blocks * 512
+    return int(printed.split()[0]) - destination.status().st_blocks * 512

@@ -12,7 +12,7 @@ from .config import Offsite
 from .destination.reader import Destination
 from .destination.view import View, viewing
 from .destination.writer import working_on
-from .errors import BUSY, FAILED, Busy, Error, Usage, naming
+from .errors import BUSY, FAILED, Busy, Error, Usage, prefixing_errors
 from .messages import Messages, show, size
 from .programs.restic import Repository
 
@@ -39,18 +39,18 @@ def run(args: argparse.Namespace) -> int:
     settings, repository = offsite.configured(args.config_dir)
     if args.init:
         repository.create()
-        args.messages.closing(f"created the off-site repository {repository.shown}")
+        args.messages.summary(f"created the off-site repository {repository.shown}")
     failures = []
     for dst in dict.fromkeys(args.dst):
         try:
-            with naming(dst):
+            with prefixing_errors(dst):
                 if args.dry_run:
                     _show(dst, repository)
                 else:
                     _send(dst, repository, settings, args.messages, args.wait, replace=args.replace)
         except Error as error:
             failures.append(error.status)
-            args.messages.said(error.said)
+            args.messages.passed_on(error.stderr)
             for line in error.lines:
                 args.messages.error(line)
     return 0 if not failures else BUSY if set(failures) == {BUSY} else FAILED
@@ -72,10 +72,10 @@ def _send(
         added = offsite.send(view, state, repository, settings, messages, replace=replace)
         seconds = time.monotonic() - started
         if added is None:
-            messages.closing(f"{dst}: nothing has changed, {seconds:.1f} s")
+            messages.summary(f"{dst}: nothing has changed, {seconds:.1f} s")
         else:
             of = size(state.size())
-            messages.closing(f"{dst}: {size(added)} sent of {of}, {seconds:.1f} s")
+            messages.summary(f"{dst}: {size(added)} sent of {of}, {seconds:.1f} s")
 
 
 @contextmanager

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         if args.restore_test:
             raise Usage("--restore-test cannot be used with --offsite")
         copied = _verify_offsite(args.dst, args.config_dir, args.subset)
-        args.messages.closing(f"{args.dst}: the off-site copy of {format_moment(copied)} is ok")
+        args.messages.summary(f"{args.dst}: the off-site copy of {format_moment(copied)} is ok")
         return 0
     if args.subset is not None:
         raise Usage("--subset is for --offsite")
@@ -70,22 +70,22 @@ def run(args: argparse.Namespace) -> int:
         for line in destination.broken:
             args.messages.error(line)
         failures = len(destination.broken)
-        newest = destination.choose(args.at, datetime.now(UTC))
-        points = [newest] if args.at or args.latest else destination.points()
+        latest = destination.choose(args.at, datetime.now(UTC))
+        points = [latest] if args.at or args.latest else destination.points()
         for chosen in points:
             time = format_moment(chosen.point.time)
             try:
                 with destination.opened(chosen) as content, args.messages.progress(content.size()) as advance:
                     _check(content, advance)
-                    if chosen == newest and args.restore_test:
+                    if chosen == latest and args.restore_test:
                         _restore_test(content, args.config_dir)
             except Error as error:
                 failures += 1
-                args.messages.said(error.said)
+                args.messages.passed_on(error.stderr)
                 for line in error.lines:
                     args.messages.error(f"{time}: {line}")
             else:
-                args.messages.closing(f"{time}: ok")
+                args.messages.summary(f"{time}: ok")
     return FAILED if failures else 0
 
 
@@ -115,20 +115,20 @@ def _check(content: Content, advance: Callable[[int], None]) -> None:
     if content.name == GLOBALS:
         decompressor = bz2.BZ2Decompressor()
         try:
-            content.pump(decompressor.decompress, advance)
+            content.write_to(decompressor.decompress, advance)
         except OSError as error:
             raise Error(f"{content.name} is damaged: {error}") from error
         if not decompressor.eof:
             raise Error(f"{content.name} is damaged: it ends too early")
     elif content.is_older:
         # What has the recorded digest is what was stored, and was whole then.
-        content.pump(lambda block: None, advance)
+        content.write_to(lambda block: None, advance)
     elif content.database() is not None:
         with content.file(advance) as dumped:
             postgres.read_dump(dumped)
     else:
         with listing() as listed:
-            content.pump(listed.write, advance)
+            content.write_to(listed.write, advance)
 
 
 def _restore_test(content: Content, config_dir: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from .errors import Error, naming, uninterrupted
+from .errors import Error, prefixing_errors, uninterrupted
 from .system.directories import Directory
 from .system.room import room_on
 from .system.trust import resolve
@@ -39,14 +39,14 @@ class Workdir(NamedTuple):
 
 
 def normalize(source: str) -> str:
-    """The source's path as paths are compared. Raises Error for a relative one."""
+    """Return the source's path in the form in which paths are compared. Raises Error for a relative one."""
     if not source.startswith("/"):
         raise Error("the source path must be absolute")
     return "/" + os.path.normpath(source).lstrip("/")
 
 
 def find(config_dir: str, source: str) -> Workdir | None:
-    """The working directory for the normalized source, None if there is none."""
+    """Return the working directory for the normalized source; None if there is none."""
     for candidate in all_in(config_dir):
         if candidate.source == source:
             return candidate
@@ -54,7 +54,7 @@ def find(config_dir: str, source: str) -> Workdir | None:
 
 
 def all_in(config_dir: str) -> Iterator[Workdir]:
-    """Every working directory. Raises Error where the configuration directory can't be read."""
+    """Yield every working directory. Raises Error if the configuration directory can't be read."""
     try:
         names = sorted(os.listdir(config_dir))
     except FileNotFoundError:
@@ -81,7 +81,7 @@ def check_name(name: str) -> None:
 @contextmanager
 def config_dir_locked(path: str) -> Iterator[None]:
     """Hold the configuration directory, made when missing, against another ``fs-init``."""
-    with naming(path):
+    with prefixing_errors(path):
         os.makedirs(path, mode=0o700, exist_ok=True)
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -98,7 +98,7 @@ def create(config_dir: str, name: str, source: str, config_text: str) -> str:
     """
     digest = hashlib.sha256(os.fsencode(source)).hexdigest()[:12]
     path = os.path.join(config_dir, f"{name}.{digest}")
-    with naming(config_dir):
+    with prefixing_errors(config_dir):
         for left in os.listdir(config_dir):
             if left.startswith(_PREPARED):  # by a run that was killed
                 shutil.rmtree(os.path.join(config_dir, left))
@@ -127,8 +127,8 @@ def create(config_dir: str, name: str, source: str, config_text: str) -> str:
 
 
 def record_real(workdir: Workdir, real: str) -> str:
-    """The real path that was recorded of the source: this one, where there is none yet."""
-    with naming(workdir.real):
+    """Return the real path recorded for the source; record this one if there is none yet."""
+    with prefixing_errors(workdir.real):
         if not os.path.lexists(workdir.real):  # made by an older version
             with Directory.at(workdir.path) as own, suppress(FileExistsError):
                 os.symlink(real, "real", dir_fd=own.fileno())
@@ -138,14 +138,14 @@ def record_real(workdir: Workdir, real: str) -> str:
 
 @contextmanager
 def staging(workdir: Workdir) -> Iterator[Directory]:
-    """A private directory, removed at the end, to stage a tarfile in.
+    """Yield a private directory to stage a tarfile in, removed at the end.
 
     Runs to different destinations share the working directory, so each stages in a directory of
     its own and holds a lock on it.
     """
     name = _STAGE + secrets.token_hex(4)
     with (
-        naming(workdir.staging),
+        prefixing_errors(workdir.staging),
         _locked(workdir) as parent,
         parent.temporary(name) as stage,
         room_on(workdir.staging, stage),
@@ -157,7 +157,7 @@ def staging(workdir: Workdir) -> Iterator[Directory]:
 
 def remove_left(workdir: Workdir) -> None:
     """Remove what killed runs have staged: the directories whose lock nobody holds."""
-    with naming(workdir.staging), _locked(workdir) as parent:
+    with prefixing_errors(workdir.staging), _locked(workdir) as parent:
         for name in parent.names():
             if name.startswith(_STAGE):
                 with parent.open(name) as stage, suppress(BlockingIOError):

@@ -6,29 +6,11 @@
 # /srv/btw-backup in which the package is built, instead of on this system.
 set -u
 cd "$(dirname "$0")/.."
+. tests/steps.sh
 
 SUITE=${SUITE:-$(. /etc/os-release && echo "${VERSION_CODENAME:-testing}")}
-SUDO=$([ "$(id -u)" = 0 ] || echo sudo)
-scratch=$(mktemp -d)
-tree=${TREE:-$scratch/tree}
 built=${WORKSHOP:+$WORKSHOP/srv/btw-backup/}
-failed=0
 
-trap '$SUDO rm -rf --one-file-system "$scratch"' EXIT
-
-step() { # what it shows, and a command
-    local about=$1
-    shift
-    if "$@" >"$scratch/log" 2>&1; then
-        echo "ok      $about"
-    else
-        echo "FAILED  $about"
-        sed 's/^/        | /' "$scratch/log" | tail -30
-        failed=1
-    fi
-}
-must() { step "$@"; [ $failed = 0 ] || exit 1; }
-inside() { $SUDO tests/inside.sh "$tree" "$@"; }
 building() { # a command where the package is built
     if [ -n "$built" ]; then
         $SUDO tests/inside.sh "$WORKSHOP" env -C /srv/btw-backup "$@"
@@ -37,7 +19,6 @@ building() { # a command where the package is built
     fi
 }
 run() { inside bash -euo pipefail -c "$1"; }
-apt() { inside apt-get -q -y --no-install-recommends "$@"; }
 
 plant() {
     $SUDO apt-get install -q -y --no-install-recommends debootstrap systemd-container || return

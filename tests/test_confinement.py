@@ -116,7 +116,7 @@ def test_what_is_to_be_written_is(land: Land, write: str) -> None:
 @confined
 def test_the_reason_is_a_read_only_file_system(land: Land) -> None:
     for write in ("touch {0}/new", "rm {0}/victim", "chmod 777 {0}/victim", "chown 65534 {0}/victim"):
-        said = land.run(write.format(land.outside)).said
+        said = land.run(write.format(land.outside)).stderr
         assert os.strerror(30) in said, said
 
 
@@ -199,7 +199,7 @@ def test_a_capability_that_we_do_not_have_is_not_asked_for(tmp_path: Path) -> No
         "from btw_backup.programs import process; from btw_backup.system.confinement import *;"
         "assert process.unconfined() is None, process.unconfined();"
         "argv = ['sh', '-c', 'grep CapEff /proc/self/status >&2'];"
-        "print(process.run(argv, confined=Confinement((), UNPACKING)).said)"
+        "print(process.run(argv, confined=Confinement((), UNPACKING)).stderr)"
     )
     lack = ["setpriv", "--bounding-set=-mknod,-net_admin", "--inh-caps=-mknod,-net_admin"]
     done = subprocess.check_output([*lack, sys.executable, "-c", script], text=True)
@@ -314,7 +314,7 @@ def test_a_directory_that_was_moved_away_is_not_followed(land: Land) -> None:
     land.inside.symlink_to(land.outside)
     before = facts(land.outside)
     result = land.run("touch new")
-    assert result.status == 0 or "bwrap: " in result.said
+    assert result.status == 0 or "bwrap: " in result.stderr
     assert facts(land.outside) == before
 
 
@@ -382,7 +382,7 @@ def test_a_dump_writes_nothing_here(
     argv = ["psql", "--no-psqlrc", "--quiet", "--dbname=postgres", f"--file={script}"]
     environ = {**os.environ, **env}
     result = process.run(argv, surroundings=environ, confined=Confinement(network=True))
-    assert os.strerror(30) in result.said
+    assert os.strerror(30) in result.stderr
     assert not pwned.exists()
 
 

@@ -644,7 +644,7 @@ def test_a_point_that_was_chosen_before_a_backup_exchanged_its_chain(
         (src / "file").write_text("later\n")
         assert len(backup(src)) == 2
         with destination.opened(chosen) as content:
-            content.pump(lambda block: None)
+            content.write_to(lambda block: None)
             assert content.is_older
 
 
@@ -657,7 +657,7 @@ def test_a_chain_that_is_exchanged_while_it_is_read(backup: Backup, src: Path, d
         with destination.opened(chosen) as content:
             (src / "file").write_text("later still\n")
             assert len(backup(src)) == 3
-            content.pump(lambda block: None)
+            content.write_to(lambda block: None)
 
 
 # Archives that somebody made to harm

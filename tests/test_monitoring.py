@@ -22,7 +22,7 @@ EMPTY = Facts(None, None, 0, 0, False)
         (GOOD, 2 * HOUR - timedelta(seconds=1), State.CRITICAL),
         (GOOD._replace(interrupted=True), 2 * HOUR, State.WARNING),
         (GOOD._replace(interrupted=True), HOUR, State.CRITICAL),
-        (GOOD._replace(newest=NOW + HOUR, success=NOW + HOUR), HOUR, State.WARNING),
+        (GOOD._replace(newest_time=NOW + HOUR, success=NOW + HOUR), HOUR, State.WARNING),
         (GOOD._replace(success=NOW), timedelta(), State.OK),
         (EMPTY, None, State.WARNING),
         (EMPTY, HOUR, State.CRITICAL),

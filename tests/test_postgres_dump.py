@@ -14,6 +14,7 @@ import pytest
 from btw_backup.errors import Error
 from btw_backup.programs import dumps, postgres
 from btw_backup.programs.dumps import dumped_database, same_dump, same_globals
+from btw_backup.programs.server import Server as Connection
 
 from .helpers.postgres_servers import Installation, MakeDatabase, Server, Start
 
@@ -63,7 +64,7 @@ def test_a_dump_of_a_version_that_is_not_known(
     monkeypatch.setattr(dumps, "_OLDEST_VERSION", 99)
     with (tmp_path / "dump").open("w+b") as output:
         for name in names:
-            server = postgres.Server("dbname=meant", None)
+            server = Connection("dbname=meant", None)
             with nullcontext() if name == "meant" else pytest.raises(Error, match="leads to"):
                 postgres.dump(name, server, output.fileno(), lambda count: None)
 

@@ -186,9 +186,20 @@ def test_the_last_success_has_a_file_of_its_own(btw: Btw, src: Path, backed_up: 
 def test_a_success_that_is_none(btw: Btw, dst: Path, content: str) -> None:
     """A power cut can leave a file empty, or full of zeros."""
     (dst / LONG_AGO).touch()
-    (dst / ".btw-backup").mkdir()
+    (dst / ".btw-backup").mkdir(0o700)
     (dst / ".btw-backup" / "success").write_text(content)
     assert as_objects(btw, dst)[1][0]["last_success"] == "2001-02-03T04:05:06Z"
+
+
+@pytest.mark.parametrize(("mode", "known"), [(0o700, True), (0o770, False), (0o702, False)])
+def test_a_success_that_others_can_write(btw: Btw, dst: Path, mode: int, known: bool) -> None:
+    """A run refuses such a private directory; what it holds does not count."""
+    (dst / LONG_AGO).touch()
+    (dst / ".btw-backup").mkdir()
+    (dst / ".btw-backup").chmod(mode)
+    (dst / ".btw-backup" / "success").write_text("2020-11-22T22:16:17\n")
+    found = as_objects(btw, dst)[1][0]["last_success"]
+    assert found == ("2020-11-22T22:16:17Z" if known else "2001-02-03T04:05:06Z")
 
 
 def write_log(path: Path) -> None:

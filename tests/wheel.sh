@@ -3,28 +3,11 @@
 # when it fails. SUITE is that of the tree, MIRROR=url where it comes from; TREE=dir uses that tree, which stays.
 set -u
 cd "$(dirname "$0")/.."
+. tests/steps.sh
 
 SUITE=${SUITE:-trixie}
-SUDO=$([ "$(id -u)" = 0 ] || echo sudo)
-scratch=$(mktemp -d)
-tree=${TREE:-$scratch/tree}
-failed=0
-trap '$SUDO rm -rf --one-file-system "$scratch"' EXIT
 
-step() { # what it shows, and a command
-    local about=$1
-    shift
-    if "$@" >"$scratch/log" 2>&1; then
-        echo "ok      $about"
-    else
-        echo "FAILED  $about"
-        sed 's/^/        | /' "$scratch/log" | tail -30
-        failed=1
-    fi
-}
-inside() { $SUDO tests/inside.sh "$tree" "$@"; }
 run() { inside bash -euo pipefail -c "PATH=/root/.local/bin:\$PATH; $1"; }
-apt() { inside apt-get -q -y --no-install-recommends "$@"; }
 
 plant() {
     $SUDO apt-get install -q -y --no-install-recommends debootstrap || return
@@ -33,8 +16,7 @@ plant() {
         apt purge --autoremove rdiff-backup && $SUDO cp dist/btw_backup-*.whl "$tree/tmp/"
 }
 
-step 'a clean Debian tree' plant
-[ $failed = 0 ] || exit 1
+must 'a clean Debian tree' plant
 step 'pipx install' run 'pipx install --force /tmp/btw_backup-*.whl'
 step '--version' run 'btw-backup --version'
 step 'a program that is missing is named' run \

@@ -43,8 +43,8 @@ class Archive:
             self._tail = (self._tail + block)[-len(_END) :] if len(block) < len(_END) else block[-len(_END) :]
             yield block
         self.result = self._program.wait().check((0, 1, 2))
-        if self._tail != _END or "not recoverable" in self.result.said:
-            raise Error("tar did not finish the archive", said=self.result.said)
+        if self._tail != _END or "not recoverable" in self.result.stderr:
+            raise Error("tar did not finish the archive", stderr=self.result.stderr)
 
     def digest(self) -> str | None:
         """The SHA-256 of everything read; None if it was not requested."""

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from datetime import datetime
 from typing import NamedTuple, Self
 
-from ..errors import Error, naming, uninterrupted
+from ..errors import Error, prefixing_errors, uninterrupted
 from ..messages import size
 from ..system.directories import Directory
 from ..system.room import room_on
@@ -29,7 +29,7 @@ class Stored(NamedTuple):
     size: int
 
 
-def summary(stored: Stored | None, of: int, seconds: float) -> str:
+def closing_line(stored: Stored | None, of: int, seconds: float) -> str:
     """Return the closing line of a backup of ``of`` bytes; ``stored`` is None if nothing had changed."""
     if stored is None:
         compared = f"{size(of)} compared, " if of else ""
@@ -61,15 +61,15 @@ class NewPoint:
         latest = destination.latest_chain()
         self._extended = None if afresh or full_backup_due(latest, at, limits) else latest
         self._afresh = afresh
-        newest = destination.newest()
+        backup = destination.newest_backup()
         # The chain that nothing can be added to, and why.
-        self._broken = newest.name if newest is not None and newest.interrupted else None
+        self._broken = backup.name if backup is not None and backup.interrupted else None
         self._running = ExitStack()
 
     def __enter__(self) -> Self:
         """Do what can be done before the file is there: copy the chain, start rdiff-backup."""
         try:
-            with naming(self._destination.path):
+            with prefixing_errors(self._destination.path):
                 try:
                     self._prepare()
                 except chain.Unusable as error:
@@ -85,7 +85,7 @@ class NewPoint:
     def commit(self) -> Stored:
         """Store the point: checked, on the disk, and visible. If it raises Error, nothing has happened."""
         destination = self._destination
-        with naming(destination.path), room_on(destination.path, destination.run):
+        with prefixing_errors(destination.path), room_on(destination.path, destination.scratch):
             try:
                 stored = self._store()
             except chain.Unusable as error:
@@ -110,16 +110,16 @@ class NewPoint:
             visible = self._running.enter_context(destination.directory.open(self._extended.name))
         self._visible = visible
         self._chain_name = format_moment(self._at) if self._extended is None else self._extended.name
-        self._working, self._add = self._running.enter_context(
-            working_chain(self._stage, self._name, destination.run, self._chain_name, self._at, visible)
+        self._working = self._running.enter_context(
+            working_chain(self._stage, self._name, destination.scratch, self._chain_name, self._at, visible)
         )
 
     def _begin_instead(self, error: chain.Unusable) -> None:
         """Begin a new chain if the latest can't be extended, unless the disk is full."""
         destination = self._destination
         if self._extended is None:  # rdiff-backup may fail on a full disk without saying so: add the path
-            raise Error(f"{error} (in {destination.path})", said=error.said) from error
-        if destination.run.is_full():
+            raise Error(f"{error} (in {destination.path})", stderr=error.stderr) from error
+        if destination.scratch.is_full():
             raise error
         self._running.close()  # remove the failed attempt first: its room may be needed
         self._broken = f"{self._extended.name} ({error})"
@@ -128,16 +128,16 @@ class NewPoint:
 
     def _store(self) -> Stored:
         destination = self._destination
-        self._add()
+        self._working.add()
         made, linked = self._working.directory, self._working.linked
         total = finish_tree(made, *destination.owner, linked.inodes)
         if self._visible is None:
-            destination.run.publish(self._chain_name, destination.directory)
+            destination.scratch.publish(self._chain_name, destination.directory)
             destination.directory.sync()
             return Stored("full", self._at, total)
         before = linked.size - chain.mirror_size(self._visible)
         added = total - chain.mirror_size(made) - before
-        if not destination.run.exchange(self._chain_name, destination.directory):
+        if not destination.scratch.exchange(self._chain_name, destination.directory):
             _replace(destination, self._chain_name)
         destination.directory.sync()
         return Stored("incremental", self._at, added)
@@ -149,7 +149,7 @@ def _replace(destination: LockedDestination, name: str) -> None:
     with destination.private.open(REPLACED) as aside:
         destination.directory.rename(name, aside)
         try:
-            destination.run.publish(name, destination.directory)
+            destination.scratch.publish(name, destination.directory)
         except BaseException:
             aside.publish(name, destination.directory)
             raise
@@ -170,8 +170,8 @@ class NewTarball:
         self._running = ExitStack()
 
     def __enter__(self) -> Self:
-        with naming(self._destination.path):
-            self.file = self._running.enter_context(self._destination.run.create(_PREPARED))
+        with prefixing_errors(self._destination.path):
+            self.file = self._running.enter_context(self._destination.scratch.create(_PREPARED))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -180,12 +180,12 @@ class NewTarball:
     def commit(self, size: int) -> Stored:
         """Store it. ``size`` is its archive's, in bytes. If it raises Error, nothing has happened."""
         destination = self._destination
-        with naming(destination.path):
+        with prefixing_errors(destination.path):
             remember_size(self.file, size)
             os.fchown(self.file, *destination.owner)
             os.fsync(self.file)
             with uninterrupted(), destination.paired(self._name, self.file):
-                destination.run.publish(_PREPARED, destination.directory, self._name)
+                destination.scratch.publish(_PREPARED, destination.directory, self._name)
                 destination.directory.sync()
             destination.rescan()
         return Stored("tarball", self._at, os.fstat(self.file).st_size)

@@ -47,7 +47,7 @@ class Backup(NamedTuple):
         return "none" if self.is_chain else ENDINGS[self.name[self.name.index(".") :]]
 
     @property
-    def newest(self) -> datetime:
+    def newest_time(self) -> datetime:
         return max(point.time for point in self.points)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from ..archive.stream import first_names
-from ..errors import Error, naming
+from ..errors import Error, prefixing_errors
 from ..programs import compressors
 from ..system.directories import Directory
 from ..system.files import BLOCK, write_all
@@ -42,7 +42,7 @@ class Content:
         self._digest = digest
 
     def size(self) -> int | None:
-        """How much ``pump`` will read, in bytes; None if that is not known in advance."""
+        """How much ``write_to`` will read, in bytes; None if that is not known in advance."""
         return self._stored.size if self._compression == "none" else None
 
     def database(self) -> str | None:
@@ -59,7 +59,7 @@ class Content:
             except Error as error:
                 raise Error(f"{self.name} is damaged: {error}") from error
 
-    def pump(self, write: Write, advance: Callable[[int], None] = lambda count: None) -> None:
+    def write_to(self, write: Write, advance: Callable[[int], None] = lambda count: None) -> None:
         """Write all of it, uncompressed. Raises Error at the end if it is not what was stored.
 
         ``advance`` is called with each number of bytes read.
@@ -81,14 +81,18 @@ class Content:
     def file(self, advance: Callable[[int], None] = lambda count: None) -> Iterator[int]:
         """Yield an open file with the checked content: the stored one, or an unnamed one under TMPDIR."""
         if self._compression == "none" and (stored := self._stored.file()) is not None:
-            self.pump(lambda block: None, advance)
+            self.write_to(lambda block: None, advance)
             os.lseek(stored, 0, os.SEEK_SET)
             yield stored
             return
         with tempfile.TemporaryFile() as copied:
-            scratch = tempfile.gettempdir()
-            with Directory.at(scratch) as directory, room_on(scratch, directory), naming(scratch):
-                self.pump(lambda block: write_all(copied.fileno(), block), advance)
+            temporary = tempfile.gettempdir()
+            with (
+                Directory.at(temporary) as directory,
+                room_on(temporary, directory),
+                prefixing_errors(temporary),
+            ):
+                self.write_to(lambda block: write_all(copied.fileno(), block), advance)
             os.lseek(copied.fileno(), 0, os.SEEK_SET)
             yield copied.fileno()
 
@@ -102,7 +106,7 @@ class Content:
 
             def check() -> None:
                 if not stream.sound():
-                    raise Error(f"{self.name} is damaged", said=stream.said())
+                    raise Error(f"{self.name} is damaged", stderr=stream.errors())
 
             yield iter(lambda: stream.read(BLOCK), b""), check
 
@@ -146,7 +150,7 @@ def _chosen(destination: Directory, chain_name: str, stamp: str, files: ExitStac
         if top.status().st_ino != destination.status(chain_name).st_ino:
             raise Gone from error
         if isinstance(error, Error):
-            raise Error(f"{chain_name}: {error}", said=error.said) from error
+            raise Error(f"{chain_name}: {error}", stderr=error.stderr) from error
         raise Error(f"{chain_name}: {error.filename or 'a file'} is missing") from error
 
 
@@ -167,8 +171,8 @@ def of_chain(top: Directory, stamp: str, files: ExitStack) -> Content:
         increments = files.enter_context(data.open(chain.INCREMENTS))
         # The mirror is the newest point's content. If rdiff-backup was killed, it may be that of the
         # next one, which was never finished; then a version of the newest is stored, too.
-        newest = state.stamps[-1]
-        versions = [newest] if state.interrupted and not _is(mirror, data, newest) else []
+        newest_stamp = state.stamps[-1]
+        versions = [newest_stamp] if state.interrupted and not _is(mirror, data, newest_stamp) else []
         versions += reversed([stamp, *newer][:-1])
         for version in versions:
             content = _older(content, data, increments, name, version, files)
@@ -187,7 +191,7 @@ def _older(
     if found is None:
         os.close(version[0])
         raise Error(f"{name} cannot be checked: the metadata of the chain is gone")
-    with naming(tempfile.gettempdir()):
+    with prefixing_errors(tempfile.gettempdir()):
         try:
             return delta.older(newer, *version, found.size, files)
         except delta.Damaged as error:

@@ -5,7 +5,7 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
@@ -21,7 +21,7 @@ UNPAIRED = ".unpaired"
 # Holds a copy of the destination while it is sent off-site, locked by the sending process.
 VIEW = "view"
 _LOCK = "lock"
-_RUN = "run"
+_SCRATCH = "run"
 
 
 @contextmanager
@@ -37,10 +37,15 @@ def private_directory(path: str, destination: Directory) -> Iterator[Directory]:
             raise refused from error
         raise
     with private:
-        found = private.status()
-        if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        if not is_private(private, [os.geteuid()]):
             raise refused
         yield private
+
+
+def is_private(directory: Directory, owners: Collection[int]) -> bool:
+    """Whether a directory belongs to one of these users, and nobody else can use it."""
+    found = directory.status()
+    return found.st_uid in owners and not found.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
 
 
 @contextmanager
@@ -63,11 +68,11 @@ def locked(path: str, private: Directory, wait: timedelta) -> Iterator[None]:
 
 
 @contextmanager
-def run_directory(destination: Directory, private: Directory) -> Iterator[Directory]:
+def scratch_directory(destination: Directory, private: Directory) -> Iterator[Directory]:
     """Yield an empty directory to prepare things in, removed at the end, and clean up after a killed run."""
     _recover(destination, private)
-    with private.temporary(_RUN) as run:
-        yield run
+    with private.temporary(_SCRATCH) as scratch:
+        yield scratch
 
 
 def _recover(destination: Directory, private: Directory) -> None:
@@ -82,10 +87,10 @@ def _recover(destination: Directory, private: Directory) -> None:
             if not destination.holds(tarball):
                 destination.remove(tarball + CHECKSUM)
             private.remove(name)
-    if private.holds(_RUN):
+    if private.holds(_SCRATCH):
         # The run may have been killed after a point became visible, but before it was on the disk.
         destination.sync()
-    for name in (REPLACED, _RUN):
+    for name in (REPLACED, _SCRATCH):
         private.remove(name)
     with suppress(FileNotFoundError, BlockingIOError), private.open(VIEW) as view:
         fcntl.flock(view.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)

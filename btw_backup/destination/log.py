@@ -5,24 +5,24 @@ import stat
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from ..errors import Error, naming
+from ..errors import Error, prefixing_errors
 from ..system.directories import Directory
 from ..system.files import write_all
 from ..system.ownership import Owner
 from ..times import format_moment, parse_moment
-from .lock import PRIVATE
+from .lock import PRIVATE, is_private
 
 LOG = "log.txt"
 _SUCCESS = "success"
 
 
-def note(text: str, path: str, destination: Directory, run: Directory, owner: Owner) -> None:
-    """Append a line to log.txt in the destination at ``path``. A new log.txt is prepared in ``run``."""
-    with naming(os.path.join(path, LOG)):
+def note(text: str, path: str, destination: Directory, scratch: Directory, owner: Owner) -> None:
+    """Append a line to log.txt in the destination at ``path``. A new log.txt is prepared in ``scratch``."""
+    with prefixing_errors(os.path.join(path, LOG)):
         if not destination.holds(LOG):
-            with run.create(LOG) as new, suppress(FileExistsError):
+            with scratch.create(LOG) as new, suppress(FileExistsError):
                 os.fchown(new, *owner)
-                run.publish(LOG, destination)
+                scratch.publish(LOG, destination)
         with destination.file(LOG, os.O_RDWR | os.O_APPEND) as fd:
             found = os.fstat(fd)
             if found.st_nlink != 1:
@@ -36,12 +36,12 @@ def note(text: str, path: str, destination: Directory, run: Directory, owner: Ow
                 raise
 
 
-def note_success(at: datetime, run: Directory, private: Directory) -> None:
-    """Remember when a run last succeeded, prepared in ``run``."""
-    with run.create(_SUCCESS) as fd:
+def note_success(at: datetime, scratch: Directory, private: Directory) -> None:
+    """Remember when a run last succeeded, prepared in ``scratch``."""
+    with scratch.create(_SUCCESS) as fd:
         write_all(fd, f"{format_moment(at)}\n".encode())
         os.fsync(fd)
-    run.rename(_SUCCESS, private)
+    scratch.rename(_SUCCESS, private)
 
 
 def last_success(destination: Directory) -> datetime | None:
@@ -51,8 +51,7 @@ def last_success(destination: Directory) -> datetime | None:
     finds nothing changed writes one.
     """
     with suppress(OSError, Error), destination.open(PRIVATE) as private, private.file(_SUCCESS) as fd:
-        # Somebody else's private directory is none.
-        if private.status().st_uid in (0, os.geteuid()):
+        if is_private(private, [0, os.geteuid()]):
             return parse_moment(os.read(fd, 100).decode(errors="replace").strip())
     with suppress(OSError):
         found = destination.status(LOG)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from ..errors import Error, naming
+from ..errors import Error, prefixing_errors
 from ..system import calls
 from ..system.directories import Directory
 
@@ -18,7 +18,7 @@ def restoring(target: str) -> Iterator[Directory]:
 
     If the block fails, the target stays marked as incomplete, and the Error tells so.
     """
-    with naming(target):
+    with prefixing_errors(target):
         os.makedirs(target, mode=0o700, exist_ok=True)
         with Directory.at(os.path.realpath(target), follow=False) as top:
             if top.names():
@@ -30,7 +30,7 @@ def restoring(target: str) -> Iterator[Directory]:
                     calls.syncfs(top.fileno())
                 except Error as error:
                     lines = [*error.lines, f"{target} is incomplete: do not use what is in it"]
-                    raise Error(*lines, said=error.said) from error
+                    raise Error(*lines, stderr=error.stderr) from error
                 times = top.status()
                 with suppress(FileNotFoundError):
                     # The source may hold a file of that name, which has then replaced the marker.

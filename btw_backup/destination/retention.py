@@ -72,13 +72,13 @@ class Decision(NamedTuple):
 def decide(backups: Sequence[Backup], policy: Policy) -> list[Decision]:
     """Decide about each backup. A chain is kept as long as one of its points is."""
     kept = kept_times([point.time for backup in backups for point in backup.points], policy)
-    newest = max(backups, key=lambda backup: backup.newest, default=None)
+    newest_backup = max(backups, key=lambda backup: backup.newest_time, default=None)
     decisions = []
     for backup in backups:
         words = [word for point in backup.points for word in kept.get(point.time, [])]
         if words:
             decisions.append(Decision(backup, True, ", ".join(dict.fromkeys(words))))
-        elif backup is newest:
+        elif backup is newest_backup:
             decisions.append(Decision(backup, True, "the newest"))
         else:
             decisions.append(Decision(backup, False, "no rule keeps it"))

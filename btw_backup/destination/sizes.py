@@ -53,7 +53,7 @@ def _measure(backup: Backup, destination: Directory) -> Iterator[Measured]:
         else:
             stored = destination.status(backup.name).st_size
             restored = stored if backup.compression == "none" else _remembered(backup.name, destination)
-            yield Measured(backup.name, backup.newest, "tarball", stored, restored)
+            yield Measured(backup.name, backup.newest_time, "tarball", stored, restored)
     except FileNotFoundError:
         raise
     except OSError as error:

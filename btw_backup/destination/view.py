@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
-from ..errors import Busy, Error, naming
+from ..errors import Busy, Error, prefixing_errors
 from ..system.directories import Directory
 from ..system.trees import copy_attributes, link_tree
 from .catalog import CHECKSUM
@@ -44,7 +44,7 @@ def viewing(destination: LockedDestination) -> Iterator[View]:
     path = destination.path
     with ExitStack() as opened:
         private = opened.enter_context(destination.private.duplicate())
-        with naming(path):
+        with prefixing_errors(path):
             try:
                 private.make(VIEW)
             except FileExistsError:
@@ -85,5 +85,5 @@ def _remove(path: str, private: Directory) -> None:
         with suppress(Error):  # without the lock the next backup has to read more
             destination = locked.enter_context(working_on(path, lambda text: None))
             locked.enter_context(destination.keeping_record())
-        with naming(path):
+        with prefixing_errors(path):
             private.remove(VIEW)

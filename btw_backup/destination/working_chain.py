@@ -24,35 +24,50 @@ class WorkingChain:
     ``linked``: what a copy shares with its original.
     """
 
-    def __init__(self, directory: Directory, linked: Linked, older: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        directory: Directory,
+        linked: Linked,
+        older: tuple[str, ...],
+        back_up: Callable[[], process.Result],
+        stage: Directory,
+        name: str,
+        time: datetime,
+    ) -> None:
         self.directory = directory
         self.linked = linked
         self._older = older
+        self._back_up = back_up
+        self._stage = stage
+        self._name = name
+        self._time = time
 
-    def add(self, back_up: Callable[[], process.Result], stage: Directory, name: str, time: datetime) -> None:
+    def add(self) -> None:
         """Have rdiff-backup add the staged file. Raises Unusable unless it really did."""
-        result = back_up()
+        result = self._back_up()
         if result.status > 0:
-            raise Unusable(result.ending(), said=result.said)
+            raise Unusable(result.ending(), stderr=result.stderr)
         result.check()
         failure = Unusable("rdiff-backup exited with code: 0, but did not store the new point")
         with self.directory.open(chain.DATA) as data:
             state = chain.read_state(data.names())
-            times = [*map(chain.moment, self._older), time]
+            times = [*map(chain.moment, self._older), self._time]
             if state.interrupted or list(map(chain.moment, state.stamps)) != times:
                 raise failure
-            if chain.mirror_name(self.directory) != name or chain.recorded(data, state.stamps[-1]) is None:
+            if chain.mirror_name(self.directory) != self._name:
                 raise failure
-            with stage.file(name) as staged, self.directory.file(name) as mirror:
+            if chain.recorded(data, state.stamps[-1]) is None:
+                raise failure
+            with self._stage.file(self._name) as staged, self.directory.file(self._name) as mirror:
                 if not same_content(staged, mirror):
                     raise failure
-            if self._older and not self._holds_version(data, name, self._older[-1]):
+            if self._older and not self._holds_version(data, self._older[-1]):
                 raise failure
 
-    def _holds_version(self, data: Directory, name: str, stamp: str) -> bool:
+    def _holds_version(self, data: Directory, stamp: str) -> bool:
         """Whether the way back to the point before the new one is stored, undamaged."""
         with data.open(chain.INCREMENTS) as increments:
-            version = chain.open_version(increments, name, stamp)
+            version = chain.open_version(increments, self._name, stamp)
             if version is None:
                 return False
             with open(version[0], "rb") as file:
@@ -61,9 +76,9 @@ class WorkingChain:
         # rdiff-backup does not gzip the delta of a compressed file: there is no checksum.
         with ExitStack() as files:
             try:
-                contents.of_chain(self.directory, stamp, files).pump(lambda block: None)
+                contents.of_chain(self.directory, stamp, files).write_to(lambda block: None)
             except Error as error:
-                raise Unusable(*error.lines, said=error.said) from error
+                raise Unusable(*error.lines, stderr=error.stderr) from error
         return True
 
 
@@ -84,12 +99,12 @@ def working_chain(
     chain_name: str,
     time: datetime,
     extended: Directory | None,
-) -> Iterator[tuple[WorkingChain, Callable[[], None]]]:
+) -> Iterator[WorkingChain]:
     """Prepare a chain of that name in the private directory, and start rdiff-backup.
 
-    It is a copy of the chain ``extended``, or new if that is None. The second result is to be called to
-    add the file ``name`` in ``stage``, and check it. Raises Error if the chain holds anything that does
-    not belong in a chain, and Unusable if it is damaged or rdiff-backup fails.
+    It is a copy of the chain ``extended``, or new if that is None; ``add`` adds the file ``name`` in
+    ``stage``. Raises Error if the chain holds anything that does not belong in a chain, and Unusable if
+    it is damaged.
 
     At the end, whatever has the chain's name is removed: the caller has moved the chain away by then.
     """
@@ -101,6 +116,5 @@ def working_chain(
             chain.check(made)
             with made.open(chain.DATA) as data:
                 older = chain.read_state(data.names()).stamps
-        working = WorkingChain(made, linked, older)
         with rdiff_backup.backing_up(stage, name, private, chain_name, time) as back_up:
-            yield working, lambda: working.add(back_up, stage, name, time)
+            yield WorkingChain(made, linked, older, back_up, stage, name, time)

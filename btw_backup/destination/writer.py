@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
-from ..errors import Error, naming, uninterrupted
+from ..errors import Error, prefixing_errors, uninterrupted
 from ..system.directories import Directory
 from ..system.files import write_all
 from ..system.ownership import UNCHANGED, Owner
@@ -20,7 +20,7 @@ from ..system.trust import resolve
 from ..times import format_moment
 from . import chain, log, record
 from .catalog import ARCHIVE, CHECKSUM, ENDING_OF, Backup, Limits, full_backup_due
-from .lock import UNPAIRED, locked, private_directory, run_directory
+from .lock import UNPAIRED, locked, private_directory, scratch_directory
 from .reader import Destination, open_directory
 from .record import NOTHING_KNOWN, Record
 
@@ -30,7 +30,7 @@ _STAGE = "stage"
 class LockedDestination(Destination):
     """An open destination, locked by this process. Made by ``working_on``.
 
-    ``private`` is its private directory. ``run`` is a directory in that, empty at the start and removed
+    ``private`` is its private directory. ``scratch`` is a directory in that, empty at the start and removed
     at the end, in which entries are prepared before they are published. ``owner`` gets what is made;
     ``warn`` is called with what the administrator should know.
     """
@@ -40,43 +40,45 @@ class LockedDestination(Destination):
         path: str,
         directory: Directory,
         private: Directory,
-        run: Directory,
+        scratch: Directory,
         owner: Owner,
         warn: Callable[[str], None],
     ) -> None:
         super().__init__(path, directory)
         self.private = private
-        self.run = run
+        self.scratch = scratch
         self.owner = owner
         self.warn = warn
         for entry in self.broken:
             warn(f"{path}: {entry}")
 
-    def newest(self) -> Backup | None:
+    def newest_backup(self) -> Backup | None:
         """The newest backup."""
         return self.backups[-1] if self.backups else None
 
     def latest_chain(self) -> Backup | None:
         """The newest backup if it is a chain that can be added to."""
-        newest = self.newest()
-        return newest if newest and newest.is_chain and not newest.interrupted else None
+        backup = self.newest_backup()
+        return backup if backup and backup.is_chain and not backup.interrupted else None
 
     def next_time(self, clock: Callable[[], float] = time.time) -> datetime:
         """Return the time of a new point: now, waiting up to a second if another point has that time.
 
         ``clock`` gives seconds since the epoch. Raises Error if the newest point is in the future.
         """
-        newest = max((backup.newest for backup in self.backups), default=datetime.min.replace(tzinfo=UTC))
+        newest_time = max(
+            (backup.newest_time for backup in self.backups), default=datetime.min.replace(tzinfo=UTC)
+        )
         while True:
             at = clock()
             moment = datetime.fromtimestamp(int(at), UTC)
-            if newest > moment:
+            if newest_time > moment:
                 raise Error(
-                    f"the newest point of {self.path} ({format_moment(newest)}) is dated in the future:"
+                    f"the newest point of {self.path} ({format_moment(newest_time)}) is dated in the future:"
                     " set the clock right, or wait until then"
                 )
             # Whatever has a name of that second, no backup among it, would be in the way of the new one.
-            if newest < moment and not any(
+            if newest_time < moment and not any(
                 name.startswith(format_moment(moment)) for name in self.directory.names()
             ):
                 return moment
@@ -94,12 +96,12 @@ class LockedDestination(Destination):
             raise Error(f"{self.path} holds backups of something else (tarballs): use another destination")
 
     def _mirror_of(self, backup: Backup) -> str | None:
-        with naming(backup.name), self.directory.open(backup.name) as top:
+        with prefixing_errors(backup.name), self.directory.open(backup.name) as top:
             return chain.mirror_name(top)
 
     def note(self, text: str) -> None:
         """Append a line to log.txt."""
-        log.note(text, self.path, self.directory, self.run, self.owner)
+        log.note(text, self.path, self.directory, self.scratch, self.owner)
 
     def note_unchanged(self, at: datetime, limits: Limits) -> None:
         """Append the line for a run that added no point to a chain, full or incremental."""
@@ -110,7 +112,7 @@ class LockedDestination(Destination):
     def note_success(self, at: datetime) -> None:
         """Remember that a run succeeded, whether or not it had something to store."""
         try:
-            log.note_success(at, self.run, self.private)
+            log.note_success(at, self.scratch, self.private)
         except OSError as error:
             self.warn(f"{self.path}: the time of this run could not be noted: {error.strerror}")
 
@@ -124,7 +126,7 @@ class LockedDestination(Destination):
     @contextmanager
     def stored_file(self, backup: Backup, mirror: str) -> Iterator[int]:
         """Open the file of a backup's newest point: the tarball, or a chain's mirror."""
-        with naming(os.path.join(self.path, backup.name)):
+        with prefixing_errors(os.path.join(self.path, backup.name)):
             if backup.is_chain:
                 with self.directory.open(backup.name) as top:
                     fd = top.open_file(mirror)
@@ -138,7 +140,7 @@ class LockedDestination(Destination):
     @contextmanager
     def stage(self) -> Iterator[Directory]:
         """Yield a private directory to stage a dump in."""
-        with self.run.temporary(_STAGE) as stage, room_on(self.path, stage):
+        with self.scratch.temporary(_STAGE) as stage, room_on(self.path, stage):
             yield stage
 
     @contextmanager
@@ -163,37 +165,37 @@ class LockedDestination(Destination):
         with open(prepared, "rb", closefd=False) as file:
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        with self.run.create(CHECKSUM) as fd:
+        with self.scratch.create(CHECKSUM) as fd:
             write_all(fd, f"{digest}  {name}\n".encode())
             os.fchown(fd, *self.owner)
             os.fsync(fd)
-        self.run.publish(CHECKSUM, self.directory, name + CHECKSUM)
+        self.scratch.publish(CHECKSUM, self.directory, name + CHECKSUM)
 
     def remove(self, backup: Backup) -> None:
         """Remove a backup, all of it or, if that fails, nothing."""
-        with naming(self.path):
+        with prefixing_errors(self.path):
             with uninterrupted(), self.paired(backup.name):
-                self.directory.rename(backup.name, self.run)
+                self.directory.rename(backup.name, self.scratch)
             self.directory.sync()
-            self.run.remove(backup.name)
+            self.scratch.remove(backup.name)
 
-    def recorded(self, newest: int) -> Record:
-        """Return what was recorded with the newest backup; ``newest`` is its open file."""
-        return record.read(self.private, self.backups[-1].name, newest)
+    def recorded(self, file: int) -> Record:
+        """Return what was recorded with the newest backup; ``file`` is its open file."""
+        return record.read(self.private, self.backups[-1].name, file)
 
-    def record(self, known: Record, newest: int) -> None:
+    def record(self, known: Record, file: int) -> None:
         """Record what the source was like when the newest backup was equal to it."""
-        record.write(known, self.run, self.private, self.backups[-1].name, newest)
+        record.write(known, self.scratch, self.private, self.backups[-1].name, file)
 
     @contextmanager
     def keeping_record(self) -> Iterator[None]:
         """Keep the record valid although the block changes the number of links of the backups' files."""
-        newest = self.newest()
-        mirror = self._mirror_of(newest) if newest and newest.is_chain else ""
-        if newest is None or mirror is None:
+        backup = self.newest_backup()
+        mirror = self._mirror_of(backup) if backup and backup.is_chain else ""
+        if backup is None or mirror is None:
             yield
             return
-        with self.stored_file(newest, mirror) as file:
+        with self.stored_file(backup, mirror) as file:
             known = self.recorded(file)
             yield
             if known != NOTHING_KNOWN:
@@ -226,10 +228,10 @@ def working_on(
     """
     with (
         _opened(path) as directory,
-        naming(path),
+        prefixing_errors(path),
         private_directory(path, directory) as private,
         locked(path, private, wait),
-        run_directory(directory, private) as run,
-        room_on(path, run),
+        scratch_directory(directory, private) as scratch,
+        room_on(path, scratch),
     ):
-        yield LockedDestination(path, directory, private, run, owner, warn)
+        yield LockedDestination(path, directory, private, scratch, owner, warn)

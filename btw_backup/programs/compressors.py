@@ -7,7 +7,7 @@ from typing import IO
 
 from ..errors import Error
 from ..system.confinement import READING
-from . import process
+from . import packages, process
 
 _COMPRESSORS = {
     # lbzip2, pbzip2 and bzip2 read each other's files; the first two use all cores.
@@ -22,7 +22,7 @@ _COMPRESSORS = {
 def compressor(compression: str) -> list[str]:
     """Return the fastest installed command that compresses standard input to standard output."""
     commands = _COMPRESSORS[compression]
-    return list(next((c for c in commands if process.available(c[0])), commands[-1]))
+    return list(next((c for c in commands if packages.available(c[0])), commands[-1]))
 
 
 @contextmanager
@@ -70,9 +70,9 @@ class Stream:
         """Whether the tarball was whole. Call it when everything has been read."""
         return self._program is None or self._program.wait().status == 0
 
-    def said(self) -> str:
-        """What the decompressor printed."""
-        return self._program.wait().said if self._program is not None else ""
+    def errors(self) -> str:
+        """Return what the decompressor wrote to stderr."""
+        return self._program.wait().stderr if self._program is not None else ""
 
 
 @contextmanager

@@ -2,9 +2,7 @@
 
 import fcntl
 import os
-import pwd
 import select
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,91 +14,41 @@ from typing import IO, Any, NamedTuple, Self, cast
 from ..errors import Error
 from ..system import children, confinement
 from ..system.confinement import At, Confinement, Open, descriptor
+from .account import Account
 from .environment import environment
-
-_PACKAGES = {
-    "bwrap": "bubblewrap",
-    "pg_dump": "postgresql-client",
-    "pg_dumpall": "postgresql-client",
-    "pg_restore": "postgresql-client",
-    "psql": "postgresql-client",
-    "xz": "xz-utils",
-}
+from .packages import find
 
 # The most that a user may have without asking (pipe(7)), in bytes.
 _PIPE = 1 << 20
 
-# How often somebody is told that a program still runs, in ms.
+# How often ``meanwhile`` is called, in ms.
 _CALL_EVERY = 20
 
 
 class Result(NamedTuple):
-    """How a program ended. ``status`` is negative where a signal ended it; ``said`` is its stderr."""
+    """How a program ended. ``status`` is ``-N`` if signal N ended it."""
 
     program: str
     status: int
-    said: str
+    stderr: str
 
     def check(self, accepted: Sequence[int] = (0,)) -> Self:
-        """Return self; raise Error when the status is not one of ``accepted``."""
+        """Return self. Raises Error unless the status is one of ``accepted``."""
         if self.status in accepted:
             return self
-        raise Error(self.ending(), said=self.said)
+        raise Error(self.ending(), stderr=self.stderr)
 
     def ending(self) -> str:
-        """The way it ended in words, as the contract fixes them."""
+        """How it ended, in words that scripts may rely on."""
         if self.status < 0:
             return f"{self.program} was killed by {signal.Signals(-self.status).name}"
         return f"{self.program} exited with code: {self.status}"
 
 
-class Account(NamedTuple):
-    """The account of the operating system that a program runs as."""
-
-    name: str
-    uid: int
-    gid: int
-    home: str
-
-    @classmethod
-    def named(cls, name: str) -> Self:
-        """The account with this name. Raises KeyError where there is none."""
-        entry = pwd.getpwnam(name)
-        return cls(name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
-
-
-def available(program: str) -> bool:
-    """Whether the program is on the PATH."""
-    return shutil.which(program) is not None
-
-
-def find(program: str) -> str:
-    """The program's path. Raises Error with the name of the package that brings it."""
-    path = shutil.which(program)
-    if path is None:
-        raise Error(f"{program} not found: install the package {_PACKAGES.get(program, program)}")
-    return path
-
-
-def _user(account: Account | None) -> dict[str, str]:
-    """The variables that name the account, where it is another one."""
-    if account is None or account.uid == os.geteuid():
-        return {}
-    return {"HOME": account.home, "USER": account.name, "LOGNAME": account.name}
-
-
-def _credentials(account: Account | None) -> dict[str, Any]:
-    """The settings of Popen with which a program runs as the account, where it is another one."""
-    if account is None or account.uid == os.geteuid():
-        return {}
-    groups = os.getgrouplist(account.name, account.gid)
-    return {"user": account.uid, "group": account.gid, "extra_groups": groups}
-
-
 def _directories(
     cwd: int | None, argv: Iterable[str | At], env: Mapping[str, str | At], confined: Confinement | None
 ) -> Iterator[int]:
-    """The open directories that a program is to reach."""
+    """Yield the open directories that a program uses."""
     if confined is not None:
         yield from map(descriptor, confined.writable)
         if cwd is not None:
@@ -121,7 +69,7 @@ def _capabilities() -> frozenset[str]:
 
 
 def unconfined() -> str | None:
-    """Why programs of root are not confined here, None where they are. Asks once, for some 6 ms."""
+    """Why root's programs are not confined here; None if they are. Found out once, in some 6 ms."""
     if not confinement.wanted():
         return "only root's programs are"
     try:
@@ -132,7 +80,7 @@ def unconfined() -> str | None:
 
 @cache
 def _fails(bwrap: str) -> str | None:
-    """What a bwrap says where it does not confine a program, itself for one; None where it does."""
+    """Have bwrap confine a program, itself for one. Returns why it can't; None if it can."""
     directory = os.open(os.path.dirname(bwrap), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         found = confinement.places([directory])
@@ -141,8 +89,8 @@ def _fails(bwrap: str) -> str | None:
         result = run(argv, pass_fds=[directory])
     finally:
         os.close(directory)
-    said = result.said.strip().splitlines()
-    return None if result.status == 0 else (said or [result.ending()])[-1]
+    reasons = result.stderr.strip().splitlines()
+    return None if result.status == 0 else (reasons or [result.ending()])[-1]
 
 
 class Program:
@@ -164,21 +112,21 @@ class Program:
     ) -> None:
         """Start it. ``cwd`` is an open directory, otherwise ``/``.
 
-        ``env`` is added to ``surroundings``: what ``environment`` gives, where they aren't given.
-        ``confined``: what it may do where it can be confined, see ``unconfined``, and is no other
-        account's; then it reaches the open directories among its arguments and variables, and ``cwd``,
-        inside. In a process group of its own (``own_group``) a terminal's Ctrl-C does not reach it.
+        ``env`` is added to ``surroundings``, which are what ``environment`` returns unless given.
+        ``confined``: what it may do, if programs can be confined (see ``unconfined``) and it does not run
+        as another account. It then sees the open directories among its arguments and variables, and
+        ``cwd``. In a process group of its own (``own_group``) a terminal's Ctrl-C does not reach it.
         """
         self.name = str(argv[0])
         path = find(self.name)
         here = None if cwd is None else descriptor(cwd)
+        other = None if account is None or account.is_ours() else account
         variables: Mapping[str, str | At] = {
             **(environment(self.name) if surroundings is None else surroundings),
-            **_user(account),
+            **({} if other is None else other.variables()),
             **(env or {}),
         }
-        credentials = _credentials(account)
-        if confined is not None and (credentials or unconfined() is not None):
+        if confined is not None and (other is not None or unconfined() is not None):
             confined = None
         found = confinement.places(_directories(here, argv, variables, confined))
         if confined is None:
@@ -205,7 +153,7 @@ class Program:
                 env={name: _resolved(value, found) for name, value in variables.items()},
                 preexec_fn=children.prepared(here, os.getpid(), self._confined),
                 process_group=0 if own_group else None,
-                **credentials,
+                **({} if other is None else other.credentials()),
             )
         except BaseException as error:
             os.close(self._life)
@@ -220,21 +168,21 @@ class Program:
 
     @property
     def stdout(self) -> IO[bytes]:
-        """Its standard output, where PIPE was asked for."""
+        """Its standard output, if PIPE was asked for."""
         return cast(IO[bytes], self._process.stdout)
 
     @property
     def stdin(self) -> IO[bytes]:
-        """Its standard input, where PIPE was asked for."""
+        """Its standard input, if PIPE was asked for."""
         return cast(IO[bytes], self._process.stdin)
 
-    def said(self) -> str:
-        """What it has written to its standard error so far."""
-        length = os.fstat(self._stderr).st_size  # its own offset stays where it is
+    def errors(self) -> str:
+        """Return what it has written to stderr so far."""
+        length = os.fstat(self._stderr).st_size  # pread leaves the offset alone
         return os.pread(self._stderr, length, 0).decode(errors="surrogateescape")
 
     def wait(self, meanwhile: Callable[[], None] | None = None) -> Result:
-        """Wait for its end; ``meanwhile`` is called many times a second."""
+        """Wait until it ends. ``meanwhile`` is called many times a second."""
         if meanwhile is not None:
             self._call_until_end(meanwhile)
         status = self._process.wait()
@@ -242,8 +190,8 @@ class Program:
             status = confinement.status(status)
         with open(os.dup(self._stderr), "rb") as stderr:
             stderr.seek(0)
-            said = stderr.read().decode(errors="surrogateescape")
-        return Result(self.name, status, said)
+            written = stderr.read().decode(errors="surrogateescape")
+        return Result(self.name, status, written)
 
     def _call_until_end(self, call: Callable[[], None]) -> None:
         # Popen.wait with a timeout, and Popen.poll, take a lock that stays locked for ever when a
@@ -284,13 +232,13 @@ PIPE = subprocess.PIPE
 
 
 def run(argv: Sequence[str | At], *, meanwhile: Callable[[], None] | None = None, **settings: Any) -> Result:
-    """Run a program to its end, with the settings of Program. The caller checks the result."""
+    """Run a program with the settings of Program, and wait. The caller checks the result."""
     with Program(argv, **settings) as program:
         return program.wait(meanwhile)
 
 
 def output(argv: Sequence[str]) -> str:
-    """What a program prints on its standard output. Raises Error where it fails."""
+    """Return what a program prints on stdout. Raises Error if it fails."""
     with Program(argv, stdout=PIPE) as program:
         text = program.stdout.read().decode(errors="replace")
         program.wait().check()
@@ -298,6 +246,6 @@ def output(argv: Sequence[str]) -> str:
 
 
 def widen(pipe: IO[bytes]) -> None:
-    """Give a pipe room for several blocks, where the system allows it."""
+    """Give a pipe room for several blocks, if the system allows it."""
     with suppress(OSError):  # the user's share of pipe buffers may be used up (pipe(7))
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE)

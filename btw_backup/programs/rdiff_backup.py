@@ -44,8 +44,8 @@ def backing_up(
             program.stdin.close()
             result = program.wait()
             # It prints tracebacks even for a full disk: the last line is enough.
-            said = _PASSING.sub("", result.said)
-            head, traceback, trace = said.partition("Traceback (most recent call last):\n")
-            return result._replace(said=head + trace.splitlines()[-1] if traceback else said)
+            stderr = _PASSING.sub("", result.stderr)
+            head, traceback, trace = stderr.partition("Traceback (most recent call last):\n")
+            return result._replace(stderr=head + trace.splitlines()[-1] if traceback else stderr)
 
         yield back_up

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 from ..errors import Error
 from . import process, versions
 
-# In seconds: how long the first question goes on before a smaller one is asked beside it, how long a store
-# may leave both without an answer, and how long it may answer the first (restic from 0.17 on gives up then).
+# In seconds: how long the first question may take before a smaller one is asked besides, how long a store may
+# answer neither, and how long it may take for the first if it answers the smaller: then 0.17 gives up, too.
 _PROMPT = 5
 _SILENCE = 14
 _PATIENCE = 15 * 60
 _RETRYING = re.compile(r"^\w+\(.*\) returned error, retrying after [^:]+: (.*)$", re.MULTILINE)
-# Where in its source an error arose, which it prints after some.
+# The place in its source at which an error arose: it prints that after some errors.
 _TRACE = re.compile(r"\n\S+\n\t\S+:\d+(?=\n|$)")
 # The exit statuses of 0.17 and newer, the last from 0.17.1 on.
 _NO_REPOSITORY, _IS_LOCKED, _WRONG_PASSWORD = 10, 11, 12
@@ -31,7 +31,7 @@ _NO_REPOSITORY, _IS_LOCKED, _WRONG_PASSWORD = 10, 11, 12
 _RETRY_LOCK = "--retry-lock=1m"
 _KNOWS_RETRY_LOCK = (0, 16)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# What it says where another process holds the repository, or did when it was killed.
+# What it prints if another process holds the repository, or did when it was killed.
 _LOCKED = "already locked"
 _MISSING = ("no such file or directory", "bucket does not exist", "key does not exist", "404 Not Found")
 _NO_CACHE = "unable to open cache"
@@ -83,11 +83,11 @@ class Repository:
         self._options: list[str] = []
 
     def create(self) -> None:
-        """Make the repository. Raises Error where there is one."""
+        """Make the repository. Raises Error if there is one."""
         self._run("init")
 
     def snapshots(self) -> list[Snapshot]:
-        """All snapshots, oldest first. Raises Error where the repository can't be read."""
+        """All snapshots, oldest first. Raises Error if the repository can't be read."""
         with _understanding():
             found = [
                 _snapshot(fields)
@@ -107,7 +107,7 @@ class Repository:
 
         ``parent``: the snapshot that it is compared with; ``advance`` is called with each number of
         bytes read. Returns how many bytes the repository grew by, before they were compressed. Raises
-        Error where not all could be stored.
+        Error if not all could be stored.
         """
         argv = ["backup", "--json", f"--host={this_host()}", f"--tag={','.join(tags)}"]
         argv.append("--ignore-ctime")  # which changes with each new link to a file
@@ -117,12 +117,12 @@ class Repository:
 
         def read(line: str) -> None:
             nonlocal done, summary
-            said = json.loads(line)
-            if said["message_type"] == "status":
-                advance(max(said.get("bytes_done", 0) - done, 0))
-                done = max(said.get("bytes_done", 0), done)
-            elif said["message_type"] == "summary":
-                summary = said
+            message = json.loads(line)
+            if message["message_type"] == "status":
+                advance(max(message.get("bytes_done", 0) - done, 0))
+                done = max(message.get("bytes_done", 0), done)
+            elif message["message_type"] == "summary":
+                summary = message
 
         with _understanding():
             result = self._unlocking([*argv, "--", name], read, within)
@@ -153,15 +153,15 @@ class Repository:
     def check(self, subset: str | None) -> None:
         """Check the repository, and read the data in it, or a part such as ``5%`` or ``1/7``.
 
-        Raises Error, with what restic said, where something is damaged.
+        Raises Error, with restic's stderr, if something is damaged.
         """
         data = "--read-data" if subset is None else f"--read-data-subset={subset}"
         result = self._unlocking(["check", data], lambda line: None, None)
         if result.status != 0:
-            raise Error(*self._failure(result).lines, said=self._masked("\n".join(_plain(result.said))))
+            raise Error(*self._failure(result).lines, stderr=self._masked("\n".join(_plain(result.stderr))))
 
     def _run(self, *argv: str, within: int | None = None) -> str:
-        """What restic prints. Raises Error with its reason where it fails."""
+        """Return what restic prints. Raises Error with its reason if it fails."""
         lines: list[str] = []
         result = self._unlocking(argv, lines.append, within)
         if result.status != 0:
@@ -172,7 +172,7 @@ class Repository:
         self, argv: Sequence[str], read: Callable[[str], None], within: int | None
     ) -> process.Result:
         result = self._try(argv, read, within)
-        if result.status == _IS_LOCKED or (result.status != 0 and _LOCKED in result.said):
+        if result.status == _IS_LOCKED or (result.status != 0 and _LOCKED in result.stderr):
             self._try(["unlock"], lambda line: None, None)  # removes what a dead process left, no other
             waiting = [_RETRY_LOCK] if versions.version("restic") >= _KNOWS_RETRY_LOCK else []
             result = self._try([*waiting, *argv], read, within)
@@ -187,8 +187,8 @@ class Repository:
                 printed = True
                 read(line.decode(errors="surrogateescape"))
             result = program.wait()
-        # Where it can't open its cache, 0.19 ends; older ones go on without.
-        if result.status == 1 and _NO_CACHE in result.said and not printed and not self._options:
+        # If it can't open its cache, 0.19 fails; older versions go on without one.
+        if result.status == 1 and _NO_CACHE in result.stderr and not printed and not self._options:
             self._options = ["--no-cache"]
             return self._try(argv, read, within)
         return result
@@ -199,10 +199,10 @@ class Repository:
         )
 
     def _await_answer(self, program: process.Program) -> None:
-        """Wait until it prints something or ends, which it never does if the store does not answer.
+        """Wait until restic prints something or ends. If a store does not answer, it waits for ever.
 
-        A store that answers may take long for thousands of snapshots: what shows that it answers is the
-        smallest question there is. Raises Error, with restic's reason if it has printed one.
+        Listing thousands of snapshots takes long, too: the smallest question there is shows whether the store
+        answers. Raises Error, with restic's reason if it has printed one, if it does not.
         """
         begun = time.monotonic()
         if _speaks(_PROMPT, program):
@@ -212,15 +212,15 @@ class Repository:
         limit = _PATIENCE if answers else _SILENCE
         while not _speaks(1, program):
             if time.monotonic() - begun >= limit:
-                reasons = _RETRYING.findall(program.said()) or [f"no answer within {limit} seconds"]
+                reasons = _RETRYING.findall(program.errors()) or [f"no answer within {limit} seconds"]
                 raise self._error(reasons[-1], missing=reasons[-1].endswith(_MISSING))
 
     def _failure(self, result: process.Result) -> Error:
-        lines = _plain(result.said)
+        lines = _plain(result.stderr)
         reason = next((line for line in lines if line.startswith("Fatal: ")), "").removeprefix("Fatal: ")
         for telling in (_LOCKED, _FULL):  # which it says without that word
             reason = next((line for line in lines if telling in line), reason)
-        last = [result.ending(), *lines, *_RETRYING.findall(result.said)][-1]
+        last = [result.ending(), *lines, *_RETRYING.findall(result.stderr)][-1]
         reason = (reason or last).strip().rstrip(".")
         if "wrong password" in reason or result.status == _WRONG_PASSWORD:
             reason = "its password is not the one in OFFSITE_PASSWORD_FILE"
@@ -238,13 +238,13 @@ class Repository:
 
 
 def _speaks(seconds: float, *programs: process.Program) -> bool:
-    """Whether one of them prints something or ends within that time."""
+    """Return whether one of them prints something or ends within that time."""
     return bool(select.select([program.stdout for program in programs], [], [], seconds)[0])
 
 
-def _plain(said: str) -> list[str]:
-    """The lines of what restic wrote to its standard error, some of which are JSON objects."""
-    return _TRACE.sub("", "\n".join(map(_words, said.splitlines()))).splitlines()
+def _plain(stderr: str) -> list[str]:
+    """Split restic's stderr into lines; some of them are JSON objects."""
+    return _TRACE.sub("", "\n".join(map(_words, stderr.splitlines()))).splitlines()
 
 
 def _words(line: str) -> str:
@@ -261,7 +261,7 @@ def _words(line: str) -> str:
 
 @contextmanager
 def _understanding() -> Iterator[None]:
-    """Raise Error where what restic prints is not what it should be."""
+    """Raise Error if what restic prints is not what it should be."""
     try:
         yield
     except (ValueError, KeyError, TypeError) as error:

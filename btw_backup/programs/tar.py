@@ -70,7 +70,7 @@ class Unpacking:
         with suppress(BrokenPipeError):
             self._program.stdin.close()
         result = self._program.wait()
-        others = [line for line in result.said.splitlines() if not line.endswith(_PASSED_OVER)]
+        others = [line for line in result.stderr.splitlines() if not line.endswith(_PASSED_OVER)]
         result.check((0,) if others else (0, 2))
 
 

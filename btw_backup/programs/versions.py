@@ -13,8 +13,8 @@ class Known(NamedTuple):
     """The oldest version that works, and the oldest and the newest that the tests have run with."""
 
     needed: Version
-    oldest: Version
-    newest: Version
+    oldest_tested: Version
+    newest_tested: Version
 
 
 KNOWN = {
@@ -35,8 +35,8 @@ def version(program: str) -> Version:
 
     Raises Error if there is no such program.
     """
-    said = process.output([program, "version" if program == "restic" else "--version"])
-    found = re.search(r"\d+(?:\.\d+)*", said.partition("\n")[0])
+    printed = process.output([program, "version" if program == "restic" else "--version"])
+    found = re.search(r"\d+(?:\.\d+)*", printed.partition("\n")[0])
     return tuple(map(int, found[0].split("."))) if found else ()
 
 

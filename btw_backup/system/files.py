@@ -9,7 +9,7 @@ BLOCK = 1 << 18
 
 
 @contextmanager
-def closing(fd: int) -> Iterator[int]:
+def closed_at_end(fd: int) -> Iterator[int]:
     """Yield the descriptor, and close it at the end."""
     try:
         yield fd

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ..errors import Error
 from .directories import Directory
-from .files import closing, copy_all
+from .files import closed_at_end, copy_all
 
 # A chain of one file is two directories deep.
 DEPTH = 8
@@ -132,7 +132,7 @@ def finish_tree(top: Directory, uid: int, gid: int, untouched: set[int]) -> int:
         total += found.st_size
         if found.st_ino in untouched:
             continue
-        with closing(top.open_file(entry)) as fd:
+        with closed_at_end(top.open_file(entry)) as fd:
             if (uid, gid) != (-1, -1):
                 os.fchown(fd, uid, gid)
             os.fsync(fd)

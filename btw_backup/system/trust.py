@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from ..errors import Error, naming
+from ..errors import Error, prefixing_errors
 from .directories import Directory
-from .files import closing
+from .files import closed_at_end
 
 _MOST_LINKS = 40  # as the system has it (path_resolution(7))
 
@@ -49,7 +49,7 @@ def read_trusted(path: str) -> bytes | None:
         return None
     except OSError as error:
         raise Error(f"{path}: {error.strerror}") from error
-    with naming(path), closing(fd):
+    with prefixing_errors(path), closed_at_end(fd):
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise Error(f"{path}: not a regular file")
@@ -85,7 +85,7 @@ def resolve(path: str) -> Way:
 @contextmanager
 def opened_as_resolved(real: str) -> Iterator[Directory]:
     """Open the directory that ``resolve`` found. Raises Error if a link leads elsewhere by now."""
-    with naming(real):
+    with prefixing_errors(real):
         found = Directory.at(real)
     with found:
         if found.path() != real:
