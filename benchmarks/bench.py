@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from . import cases, curve, database, sending, table
+from . import cases, changes, curve, database, sending, table
 from .cases import FULL, QUICK, Bench
 from .table import Row
 
@@ -22,6 +22,9 @@ _CASES: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "unchanged": cases.unchanged,
     "wide": cases.wide,
     "chains": cases.chains,
+    "changing": changes.changing,
+    "sharing": changes.sharing,
+    "getting-back": changes.getting_back,
     "tarballs": cases.tarballs,
     "list": cases.listing,
     "db": database.database,

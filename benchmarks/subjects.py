@@ -5,7 +5,7 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from btw_backup.programs import compressors
@@ -42,9 +42,14 @@ class Ours:
         """A backup into an empty destination."""
         return self.backup(lambda: emptied(self.dst))
 
-    def restore(self, target: Path) -> Task:
-        """Restoring the newest point."""
-        return Task(self._argv("fs-restore", self.dst, target), lambda: emptied(target))
+    def restore(self, target: Path, *options: str, paths: Sequence[str] = ()) -> Task:
+        """Restoring the newest point, or what the options say."""
+        return Task(self._argv("fs-restore", *options, self.dst, target, *paths), lambda: emptied(target))
+
+    def stage(self) -> Path:
+        """Where it stages what it stores."""
+        (working_directory,) = self.config_dir.iterdir()
+        return working_directory / "backup"
 
     def verify(self) -> Task:
         """Reading all points."""

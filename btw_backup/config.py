@@ -24,6 +24,7 @@ class FsOptions(NamedTuple):
     one_file_system: bool
     compression: str
     quick_check: bool
+    share_parts: bool
     hooks: Hooks
 
 
@@ -56,6 +57,7 @@ class DbOptions(NamedTuple):
 
     limits: Limits
     server: Server
+    compression: int
     hooks: Hooks
 
 
@@ -93,6 +95,7 @@ def load_fs(path: str, general: General = NOTHING_GENERAL) -> FsOptions:
         one_file_system=values["ONE_FILE_SYSTEM"],
         compression=values["COMPRESSION"],
         quick_check=values["QUICK_CHECK"],
+        share_parts=values["SHARE_PARTS"],
         hooks=_hooks(values).within(general.hooks),
     )
 
@@ -101,7 +104,9 @@ def load_db(config_dir: str, name: str | None, general: General = NOTHING_GENERA
     """Load the options for a database, or with None for the globals. Raises Error with all errors."""
     values = _load(_db_file(config_dir, name), DB_OPTIONS)
     server = Server(values["CONNECTION"], values["RUN_AS"])
-    return DbOptions(_limits(values), server, _hooks(values).within(general.hooks))
+    return DbOptions(
+        _limits(values), server, values["DUMP_COMPRESSION"], _hooks(values).within(general.hooks)
+    )
 
 
 def check_database_name(name: str) -> None:

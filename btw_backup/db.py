@@ -85,9 +85,11 @@ def _back_up(
             if latest is not None and same(latest, dumped):
                 destination.note_unchanged(at, options.limits)
                 return None, os.fstat(dumped).st_size
-        with NewPoint(destination, stage, mirror, at, options.limits) as point:
+            afresh = _other_compression(latest, dumped) if latest is not None and database else None
+        with NewPoint(destination, stage, at, options.limits, afresh=afresh) as point:
+            point.prepare()  # which takes as long as reading the dump
             (dumps.read_globals if database is None else postgres.read_dump)(dumped)
-            return point.commit(), os.fstat(dumped).st_size
+            return point.commit([mirror]), os.fstat(dumped).st_size
 
 
 @contextmanager
@@ -114,4 +116,11 @@ def _dump(
             dumps.compress_globals(plain, output)
         stage.remove(_PLAIN)  # everything left in the stage is stored
         return
-    postgres.dump(database, options.server, output, advance)
+    postgres.dump(database, options.server, options.compression, output, advance)
+
+
+def _other_compression(latest: int, dumped: int) -> str | None:
+    """Why a dump can't be stored as a difference to the latest one: only one of them is compressed."""
+    if dumps.is_compressed(latest) == (now := dumps.is_compressed(dumped)):
+        return None
+    return f"dumps are {'now' if now else 'no longer'} compressed"

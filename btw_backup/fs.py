@@ -3,25 +3,28 @@
 import argparse
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from typing import NamedTuple
 
 from . import fingerprint, hooks, offsite, workdir
+from .archive import parts
+from .archive.parts import Made, Part
 from .archive.stream import Archive, archiving, changed_blocks
 from .arguments import add_destination, add_owner, add_wait
 from .config import FsOptions, load_fs, load_general
 from .destination.append import NewPoint, NewTarball, Stored, closing_line
-from .destination.catalog import ARCHIVE, ENDING_OF
-from .destination.record import Record
+from .destination.catalog import ENDING_OF, Backup
+from .destination.labels import ARCHIVE
+from .destination.newest import newest_archive
+from .destination.record import NOTHING_KNOWN, Record
 from .destination.writer import LockedDestination, working_on
 from .errors import INCOMPLETE, Error
 from .messages import Messages
 from .programs import compressors, versions
 from .programs.tar import Source
 from .source import examine_source
-from .system.files import same_content, write_all
 from .times import format_moment
 
 EXAMPLE = "btw-backup fs -u backup: /etc /var/backups/etc"
@@ -80,16 +83,24 @@ def _back_up(
 ) -> _Done:
     """Back up the source if it has changed."""
     mark = fingerprint.take(source) if options.quick_check else None
-    with _newest_archive(destination, options.type) as previous:
-        if mark is not None and previous is not None and previous.known.fingerprint == mark.digest:
-            _note_unchanged(destination, options, at)
-            return _Done(None, 0, "")
-        settled = mark is not None and fingerprint.settle(mark, source)
-        with (
-            messages.progress(None if previous is None else previous.size) as advance,
-            archiving(source, digested=options.type == "tar", advance=advance) as archive,
-        ):
-            stored = _store(destination, archive, previous, at, options, work)
+    known = _known(destination, options.type)
+    if mark is not None and known.fingerprint == mark.digest:
+        _note_unchanged(destination, options, at)
+        return _Done(None, 0, "")
+    # Inodes that differ are taken for a difference in the archive, which is then looked for last.
+    is_likely = options.quick_check and known.fingerprint is not None
+    settled = mark is not None and fingerprint.settle(mark, source)
+    is_tarball = options.type == "tar"
+    with (
+        messages.progress(_size(destination, options.type)) as advance,
+        archiving(source, digested=is_tarball, advance=advance) as archive,
+    ):
+        if is_tarball:
+            is_likely = options.quick_check and known.digest is not None
+            stored = _store_tarball(destination, archive, at, options, known.digest, is_likely)
+            stored_parts: Sequence[Part] = ()
+        else:
+            stored, stored_parts = _store_parts(destination, archive, at, options, work, known, is_likely)
     if stored is None:
         _note_unchanged(destination, options, at)
     if archive.result.status == 1:
@@ -97,35 +108,27 @@ def _back_up(
             note = destination.note_of_stored if stored else destination.note
             note(f"{format_moment(at)}: {line}")
     told = mark.digest if mark is not None and settled and archive.result.status == 0 else None
-    tar = _tar() if options.type == "rdiff" else None  # nobody asks which one made a tarball
-    with _newest_archive(destination, options.type) as stored_now:
-        if stored_now is not None:
-            destination.record(Record(told, archive.digest(), tar), stored_now.file)
+    tar = None if is_tarball else _tar()  # nobody asks which one made a tarball
+    destination.record(Record(told, archive.digest(), tar, stored_parts))
     return _Done(stored, archive.size, archive.result.stderr if archive.result.status == 2 else "")
 
 
-class _NewestArchive(NamedTuple):
-    """The newest backup's archive: its open file, how it is compressed, and what was recorded of it.
-
-    ``size``: of the archive in bytes, None if it is not known.
-    """
-
-    file: int
-    compression: str
-    known: Record
-    size: int | None
-
-
-@contextmanager
-def _newest_archive(destination: LockedDestination, type_: str) -> Iterator[_NewestArchive | None]:
-    """Open the newest backup if it is of this type."""
+def _previous(destination: LockedDestination, type_: str) -> Backup | None:
+    """The newest backup if it is of this type."""
     backup = destination.newest_backup()
-    if backup is None or backup.interrupted or backup.is_chain != (type_ == "rdiff"):
-        yield None
-        return
-    with destination.stored_file(backup, ARCHIVE) as file:
-        size = os.fstat(file).st_size if backup.compression == "none" else None
-        yield _NewestArchive(file, backup.compression, destination.recorded(file), size)
+    is_usable = backup is not None and not backup.interrupted and backup.is_chain == (type_ == "rdiff")
+    return backup if is_usable else None
+
+
+def _known(destination: LockedDestination, type_: str) -> Record:
+    """What was recorded of the newest backup if it is of this type."""
+    return destination.recorded() if _previous(destination, type_) else NOTHING_KNOWN
+
+
+def _size(destination: LockedDestination, type_: str) -> int | None:
+    """The size of the newest backup's archive in bytes; None if there is none, or it is not known."""
+    backup = _previous(destination, type_)
+    return None if backup is None else destination.size(backup)
 
 
 def _tar() -> str | None:
@@ -143,44 +146,65 @@ def _note_unchanged(destination: LockedDestination, options: FsOptions, at: date
         destination.note_unchanged(at, options.limits)
 
 
-def _store(
+def _store_tarball(
     destination: LockedDestination,
     archive: Archive,
-    previous: _NewestArchive | None,
+    at: datetime,
+    options: FsOptions,
+    known: str | None,
+    is_likely: bool,
+) -> Stored | None:
+    """Store the archive if it is not what the newest tarball holds; None if it is.
+
+    ``known`` is the SHA-256 of what that holds, if it is known.
+    """
+    blocks: Iterator[bytes] | None = archive.blocks()
+    backup = _previous(destination, "tar")
+    with ExitStack() as opened:
+        if backup is not None and not is_likely:
+            file = opened.enter_context(destination.stored_file(backup))
+            blocks = changed_blocks(archive, (file, backup.compression))
+        if blocks is None:
+            return None
+        tarball = opened.enter_context(NewTarball(destination, at, options.compression))
+        with compressors.compressing(tarball.file, options.compression) as packed:
+            for block in blocks:
+                packed.write(block)
+        compressors.check_ending(tarball.file, options.compression, archive.size)
+        if archive.digest() == known:
+            return None
+        return tarball.commit(archive.size)
+
+
+def _store_parts(
+    destination: LockedDestination,
+    archive: Archive,
     at: datetime,
     options: FsOptions,
     work: workdir.Workdir,
-) -> Stored | None:
-    """Store the archive if it is not what the newest backup holds; None if it is."""
-    is_tarball = options.type == "tar"
-    blocks: Iterator[bytes] | None = archive.blocks()
-    if previous is not None:
-        # Inodes that differ are taken for a difference in the archive, which is then looked for last.
-        known = previous.known.digest if is_tarball else previous.known.fingerprint
-        if not options.quick_check or known is None:
-            blocks = changed_blocks(archive, (previous.file, previous.compression))
-    if blocks is None:
-        return None
-    if is_tarball:
-        with NewTarball(destination, at, options.compression) as tarball:
-            with compressors.compressing(tarball.file, options.compression) as packed:
-                for block in blocks:
-                    packed.write(block)
-            compressors.check_ending(tarball.file, options.compression, archive.size)
-            if previous is not None and archive.digest() == previous.known.digest:
-                return None
-            return tarball.commit(archive.size)
-    afresh = None
-    if previous is not None and previous.known.tar not in (None, _tar()):
-        # Its headers may all be written otherwise: as many differences as there are files.
-        afresh = f"tar is now {_tar()}, and the newest backup was made by {previous.known.tar}"
+    known: Record,
+    is_likely: bool,
+) -> tuple[Stored | None, list[Part]]:
+    """Store the archive if it is not what the newest chain holds. Also return the parts of it."""
     with (
+        newest_archive(destination, _previous(destination, "rdiff"), known.parts) as before,
         workdir.staging(work) as stage,
-        stage.create(ARCHIVE) as staged,
-        NewPoint(destination, stage, ARCHIVE, at, options.limits, afresh) as point,
     ):
-        for block in blocks:
-            write_all(staged, block)
-        if previous is not None and same_content(staged, previous.file):
-            return None
-        return point.commit()
+        afresh = before.unusable
+        if known.tar not in (None, _tar()):
+            # Its headers may all be written otherwise: as many differences as there are files.
+            afresh = f"tar is now {_tar()}, and the newest backup was made by {known.tar}"
+        with NewPoint(
+            destination, stage, at, options.limits, shares=options.share_parts, afresh=afresh
+        ) as point:
+            if is_likely:
+                point.prepare()
+            sizes = parts.FULL if point.is_full else parts.INCREMENTAL
+            found = []
+            for part in parts.compare(archive.blocks(), before.parts, before.open, stage, sizes):
+                if isinstance(part, Made):
+                    point.prepare()
+                found.append(part)
+            if found == before.parts:
+                return None, before.parts
+            return point.commit_archive(found, before.parts)

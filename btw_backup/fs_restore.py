@@ -2,16 +2,16 @@
 
 import argparse
 import os
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 
 from .arguments import add_at, add_destination
-from .destination.catalog import ARCHIVE
 from .destination.contents import Content
+from .destination.labels import ARCHIVE
 from .destination.reader import Destination
 from .destination.restore import restoring
 from .errors import FAILED, Error
+from .messages import Messages
 from .programs.tar import unpacking
 from .system.directories import Directory
 from .times import format_moment
@@ -35,8 +35,7 @@ def run(args: argparse.Namespace) -> int:
         with destination.opened(chosen) as content:
             if chosen.backup.is_chain and content.name != ARCHIVE:
                 raise Error(f"{args.dst} holds backups of a database: use db-restore")
-            with args.messages.progress(content.size()) as advance:
-                missing = _restore(content, args.target, list(members), advance)
+            missing = _restore(content, args.target, list(members), args.messages)
     for member in missing:
         args.messages.error(f"{members[member]} is not in the backup {chosen.backup.name}")
     args.messages.summary(f"restored {format_moment(chosen.point.time)} into {args.target}")
@@ -51,12 +50,16 @@ def _member(path: str) -> str:
     return "." if normal.lstrip("/") == "" else "./" + normal.lstrip("/")
 
 
-def _restore(content: Content, target: str, members: list[str], advance: Callable[[int], None]) -> list[str]:
+def _restore(content: Content, target: str, members: list[str], messages: Messages) -> list[str]:
     """Unpack into the target. Returns the members that the archive lacks."""
     with restoring(target) as top:
-        extra = content.first_names(members)
-        with unpacking(top, [*members, *extra]) as unpacked:
-            content.write_to(unpacked.write, advance)
+        selection = content.select(members)
+        extra = selection.extra if selection else set()
+        with (
+            messages.progress(content.size(selection)) as advance,
+            unpacking(top, [*members, *extra]) as unpacked,
+        ):
+            content.write_to(unpacked.write, advance, selection)
         for name in extra:
             _remove_extra(name, top)
         return [member for member in members if not os.path.lexists(os.path.join(target, member))]

@@ -29,6 +29,12 @@ def _count(value: Any) -> int:
     return value
 
 
+def _level(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 9:
+        raise ValueError(f"must be a whole number from 0 to 9, not {value!r}")
+    return value
+
+
 def _span(value: Any) -> timedelta:
     if not isinstance(value, str):
         raise ValueError(f"must be a time span such as '24h' or '7d', not {value!r}")
@@ -161,11 +167,23 @@ FS_OPTIONS = (
         True,
         "Whether files with unchanged inodes count as unchanged without being read.",
     ),
+    Option(
+        "SHARE_PARTS",
+        _flag,
+        True,
+        "Whether a full backup shares the parts that have not changed with the one before (rdiff).",
+    ),
     *_HOOKS,
 )
 DB_OPTIONS = (
     *_CHAINS,
     Option("CONNECTION", _connection, None, "A libpq connection string, without a dbname."),
     Option("RUN_AS", _account, None, "The local user that runs the PostgreSQL programs."),
+    Option(
+        "DUMP_COMPRESSION",
+        _level,
+        0,
+        "How much dumps are compressed, 0 to 9: compressed, small changes take much room.",
+    ),
     *_HOOKS,
 )

@@ -71,12 +71,13 @@ def run(args: argparse.Namespace) -> int:
             args.messages.error(line)
         failures = len(destination.broken)
         latest = destination.choose(args.at, datetime.now(UTC))
+        passed: set[object] = set()
         points = [latest] if args.at or args.latest else destination.points()
         for chosen in points:
             time = format_moment(chosen.point.time)
             try:
                 with destination.opened(chosen) as content, args.messages.progress(content.size()) as advance:
-                    _check(content, advance)
+                    _check(content, passed, advance)
                     if chosen == latest and args.restore_test:
                         _restore_test(content, args.config_dir)
             except Error as error:
@@ -110,8 +111,11 @@ def _verify_offsite(dst: str, config_dir: str, subset: str | None) -> datetime:
     return own[-1].snapshot.time
 
 
-def _check(content: Content, advance: Callable[[int], None]) -> None:
-    """Raise Error unless the content is what was stored, and its own program can read all of it."""
+def _check(content: Content, passed: set[object], advance: Callable[[int], None]) -> None:
+    """Raise Error unless the content is what was stored, and its own program can read all of it.
+
+    Files of an archive that have ``passed`` are not read again.
+    """
     if content.name == GLOBALS:
         decompressor = bz2.BZ2Decompressor()
         try:
@@ -120,12 +124,12 @@ def _check(content: Content, advance: Callable[[int], None]) -> None:
             raise Error(f"{content.name} is damaged: {error}") from error
         if not decompressor.eof:
             raise Error(f"{content.name} is damaged: it ends too early")
-    elif content.is_older:
-        # What has the recorded digest is what was stored, and was whole then.
-        content.write_to(lambda block: None, advance)
-    elif content.database() is not None:
+    elif content.database() is not None and not content.is_older:
         with content.file(advance) as dumped:
             postgres.read_dump(dumped)
+    elif content.is_recorded():
+        # What has the recorded digest is what was stored, and was whole then.
+        content.check(passed, advance)
     else:
         with listing() as listed:
             content.write_to(listed.write, advance)

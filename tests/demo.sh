@@ -30,9 +30,9 @@ echo
 echo 'The same with tar and rdiff-backup alone:'
 chain=$(find "$scratch/backups" -maxdepth 1 -name '2*')
 mkdir "$scratch/newest" "$scratch/first"
-say tar --force-local -C "$scratch/newest" -xpf "$chain/backup.tar"
+say sh -c "cat '$chain'/backup.tar* | tar -C '$scratch/newest' -xp"
 say rdiff-backup -v2 restore --at "${first}Z" "$chain" "$scratch/older"
-say tar --force-local -C "$scratch/first" -xpf "$scratch/older/backup.tar"
+say sh -c "cat '$scratch/older'/backup.tar* | tar -C '$scratch/first' -xp"
 say diff -r "$scratch/tree" "$scratch/newest"
 say diff -r "$scratch/before" "$scratch/first"
 echo

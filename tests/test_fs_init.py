@@ -19,6 +19,7 @@ DEFAULTS = {
     "ONE_FILE_SYSTEM": False,
     "COMPRESSION": "bzip2",
     "QUICK_CHECK": True,
+    "SHARE_PARTS": True,
     "BEFORE": [],
     "AFTER": [],
     "ON_FAILURE": [],

@@ -546,12 +546,16 @@ COMMON = random.Random(0).randbytes(100_000)
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A destination with a chain of two points that share a part of their content."""
-    top = tmp_path_factory.mktemp("pair")
+    return _pair(tmp_path_factory.mktemp("pair"), 300_000, 200_000)
+
+
+def _pair(top: Path, *sizes: int) -> Path:
+    """A destination with a chain of two points, whose other content has these sizes."""
     source = top / "source"
     for path in (source, top / "dst"):
         path.mkdir()
     (source / "common").write_bytes(COMMON)
-    for hour, size in enumerate((300_000, 200_000)):
+    for hour, size in enumerate(sizes):
         (source / "noise").write_bytes(os.urandom(size))
         archive = archived(source, top / "stage")
         rdiff_backup(archive, top / "dst" / PAIR, datetime(2025, 1, 1, hour, tzinfo=UTC))
@@ -757,12 +761,13 @@ def test_no_program_runs_on_a_chain_that_is_restored(
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_temporary_directory_is_freed_at_a_signal(
-    pair: Path,
     tmp_path: Path,
     target: Path,
     temporary: Path,
     signum: signal.Signals,
 ) -> None:
+    (tmp_path / "pair").mkdir()
+    pair = _pair(tmp_path / "pair", 4_000_000, 200_000)  # more than the pipe to tar can hold
     with waiting_program(tmp_path, "tar") as (path, started, _):
         command: list[str | Path] = [
             sys.executable,
@@ -777,12 +782,15 @@ def test_the_temporary_directory_is_freed_at_a_signal(
         environment = {**os.environ, "PATH": path, "TMPDIR": str(temporary)}
         with subprocess.Popen(command, env=environment) as running:
             await_(started.exists)
-            open_files = [os.readlink(link) for link in Path(f"/proc/{running.pid}/fd").iterdir()]
-            assert any(name.startswith(f"{temporary}/") for name in open_files)
+            await_(lambda: any(name.startswith(f"{temporary}/") for name in _open_files(running.pid)))
             running.send_signal(signum)
             assert running.wait(60) == 128 + signum
     assert os.listdir(temporary) == []
     assert not target.exists() or os.listdir(target) == [MARKER]
+
+
+def _open_files(pid: int) -> list[str]:
+    return [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
 
 
 @as_root
@@ -795,7 +803,8 @@ def test_a_full_temporary_directory(btw: Btw, pair: Path, target: Path, temporar
     assert not target.exists() or (target / MARKER).is_file()
     ours = [line for line in result.err.splitlines() if line.startswith(f"{PROG}: ")]
     assert "Traceback" not in result.err
-    assert len(ours) == 1 and "no space left" in ours[0].lower() and str(temporary) in ours[0], result.err
+    assert "no space left" in ours[0].lower() and str(temporary) in ours[0], result.err
+    assert all(line.endswith("is incomplete: do not use what is in it") for line in ours[1:])
 
 
 # Chains that a killed rdiff-backup left

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from .helpers.confinement import confined, without_checks, without_confinement
+from .helpers.confinement import confined, without_confinement
+from .helpers.destinations import joined
 from .helpers.hostile import HOW, MARK, SECRET, USER, Land, change, fill, ids, inside, pick, put
-from .helpers.running import Btw, Result
+from .helpers.running import Btw, Result, replacing
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root and another user")
 
@@ -345,7 +346,7 @@ def test_a_growing_file(land: Land, btw: Btw, backup: Callable[[], Result], kind
     assert "growing" in log
     assert "chang" in log
     (name,) = btw("list", land.dst).out.splitlines()
-    archive = land.dst / name if kind == "tar" else land.dst / name / "backup.tar"
+    archive = land.dst / name if kind == "tar" else joined(land.dst / name, land.top / "whole.tar")
     unpack = ["--bzip2"] if kind == "tar" else []
     out = subprocess.run(
         ["tar", "--force-local", *unpack, "-xOf", archive, "./growing"], check=True, capture_output=True
@@ -392,9 +393,8 @@ def test_five_thousand_levels(land: Land, btw: Btw, backup: Callable[[], Result]
     result = backup()
     assert "Traceback" not in result.err
     if result.status == 0:
-        listing = subprocess.run(
-            ["tar", "--force-local", "-tf", newest_archive(land, btw)], check=True, capture_output=True
-        )
+        archive = joined(newest_archive(land, btw).parent, land.top / "whole.tar")
+        listing = subprocess.run(["tar", "-tf", archive], check=True, capture_output=True)
         deepest = max(line.count(b"d/") for line in listing.stdout.splitlines())
         assert deepest == levels
     else:
@@ -603,7 +603,7 @@ def test_the_confinement_alone_holds(
     land: Land, btw: Btw, backup: Callable[[], Result], config_dir: Path
 ) -> None:
     plant_files_to_delete(land, fill(land, btw, backup, "rdiff"), "T%H-%M-%S")
-    unchecked = without_checks(config_dir, {"destination.chain.check": "lambda chain: None"})
+    unchecked = replacing(config_dir, {"destination.chain.check": "lambda chain: None"})
     before = land.canaries()
     result = unchecked("fs", "-u", USER, land.src, land.dst)
     assert land.canaries() == before
@@ -614,7 +614,7 @@ def test_nothing_is_removed_outside_the_target_though_names_are_not_checked(
     land: Land, btw: Btw, tmp_path: Path, config_dir: Path
 ) -> None:
     precious = doctored_tarball(land, tmp_path)
-    unchecked = without_checks(config_dir, {"archive.stream.check_inside": "lambda name: None"})
+    unchecked = replacing(config_dir, {"archive.stream.check_inside": "lambda name: None"})
     unchecked("fs-restore", land.dst, tmp_path / "target", "f")
     assert precious.read_text() == "of root's\n"
 

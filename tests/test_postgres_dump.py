@@ -66,7 +66,7 @@ def test_a_dump_of_a_version_that_is_not_known(
         for name in names:
             server = Connection("dbname=meant", None)
             with nullcontext() if name == "meant" else pytest.raises(Error, match="leads to"):
-                postgres.dump(name, server, output.fileno(), lambda count: None)
+                postgres.dump(name, server, 0, output.fileno(), lambda count: None)
 
 
 @contextmanager

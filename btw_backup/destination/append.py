@@ -1,21 +1,25 @@
 """Adding a point to a destination: to its latest chain, in a new chain, or as a tarball."""
 
 import os
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
+from types import MappingProxyType
 from typing import NamedTuple, Self
 
+from ..archive.parts import Made, Part
 from ..errors import Error, prefixing_errors, uninterrupted
 from ..messages import size
 from ..system.directories import Directory
+from ..system.files import copy_all
 from ..system.room import room_on
 from ..system.trees import finish_tree
 from ..times import format_moment
-from . import chain
+from . import chain, labels
 from .catalog import ENDING_OF, Limits, full_backup_due
 from .lock import REPLACED
 from .sizes import remember_size
-from .working_chain import working_chain
+from .working_chain import WorkingChain, working_chain
 from .writer import LockedDestination
 
 _PREPARED = "tarball"
@@ -39,58 +43,94 @@ def closing_line(stored: Stored | None, of: int, seconds: float) -> str:
 
 
 class NewPoint:
-    """A point of a chain, being added: the file ``name`` in the directory ``stage``, as it is at ``commit``.
+    """A point of a chain, being added: files staged in ``stage``, and others that stay as they are.
 
-    ``afresh``: why it begins a new chain, if it does not for another reason. Leaving the ``with`` block
-    without ``commit`` adds nothing.
+    ``afresh``: why it begins a new chain, if it does not for another reason. With ``shares`` a new chain
+    shares with the one before what stays the same. Leaving the ``with`` block without ``commit`` adds
+    nothing.
     """
 
     def __init__(
         self,
         destination: LockedDestination,
         stage: Directory,
-        name: str,
         at: datetime,
         limits: Limits,
+        *,
+        shares: bool = False,
         afresh: str | None = None,
     ) -> None:
         self._destination = destination
         self._stage = stage
-        self._name = name
         self._at = at
-        latest = destination.latest_chain()
-        self._extended = None if afresh or full_backup_due(latest, at, limits) else latest
+        self._latest = destination.latest_chain()
+        self.is_full = bool(afresh) or full_backup_due(self._latest, at, limits)
+        # The chain that the working chain is a copy of.
+        self._copied = None if afresh or (self.is_full and not shares) else self._latest
         self._afresh = afresh
         backup = destination.newest_backup()
         # The chain that nothing can be added to, and why.
         self._broken = backup.name if backup is not None and backup.interrupted else None
+        self._working: WorkingChain | None = None
         self._running = ExitStack()
 
     def __enter__(self) -> Self:
-        """Do what can be done before the file is there: copy the chain, start rdiff-backup."""
-        try:
-            with prefixing_errors(self._destination.path):
-                try:
-                    self._prepare()
-                except chain.Unusable as error:
-                    self._begin_instead(error)
-        except BaseException:
-            self._running.close()
-            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self._running.close()
 
-    def commit(self) -> Stored:
-        """Store the point: checked, on the disk, and visible. If it raises Error, nothing has happened."""
+    def prepare(self) -> WorkingChain:
+        """Do what can be done before the files are there, once: copy the chain, start rdiff-backup."""
+        if self._working is None:
+            with prefixing_errors(self._destination.path):
+                try:
+                    self._working = self._prepared()
+                except chain.Unusable as error:
+                    self._working = self._begun_instead(error)
+        return self._working
+
+    def commit_archive(
+        self, found: Sequence[Part | Made], before: Sequence[Part]
+    ) -> tuple[Stored, list[Part]]:
+        """Store the parts of an archive; ``before`` are those of the newest point. Also return its parts now.
+
+        Raises like ``commit``.
+        """
+        try:
+            names = labels.names(found, before)
+        except labels.Exhausted as error:
+            self._start_afresh(str(error))
+            names = labels.names(
+                [
+                    part._replace(replaces=None) if isinstance(part, Made) else Made(*part, None)
+                    for part in found
+                ],
+                [],
+            )
+        changed, kept = [], {}
+        for part, name in zip(found, names, strict=True):
+            if isinstance(part, Made):
+                self._stage.rename(part.name, self._stage, name)
+                changed.append(name)
+            else:
+                kept[name] = part.name
+        stored = self.commit(changed, kept)
+        return stored, [Part(name, part.size, part.start) for part, name in zip(found, names, strict=True)]
+
+    def commit(self, changed: Collection[str], kept: Mapping[str, str] = MappingProxyType({})) -> Stored:
+        """Store the point: checked, on the disk, and visible. If it raises Error, nothing has happened.
+
+        ``changed`` are the names of the files in the stage, ``kept`` those of files of the newest point that
+        were found to be the same, and what they are called there.
+        """
         destination = self._destination
         with prefixing_errors(destination.path), room_on(destination.path, destination.scratch):
+            working = self.prepare()
             try:
-                stored = self._store()
+                stored = self._store(working, changed, kept)
             except chain.Unusable as error:
-                self._begin_instead(error)
-                stored = self._store()
+                stored = self._store(self._begun_instead(error), changed, kept)
             destination.rescan()
             if self._afresh is not None:
                 destination.note_of_stored(f"{format_moment(self._at)}: {self._afresh}: started a new chain")
@@ -102,45 +142,70 @@ class NewPoint:
                 destination.warn(f"{destination.path}: {text}")
             return stored
 
-    def _prepare(self) -> None:
-        """Make the working chain: a copy of the one to extend, or a new one."""
+    def _prepared(self) -> WorkingChain:
         destination = self._destination
-        visible = None
-        if self._extended is not None:
-            visible = self._running.enter_context(destination.directory.open(self._extended.name))
-        self._visible = visible
-        self._chain_name = format_moment(self._at) if self._extended is None else self._extended.name
-        self._working = self._running.enter_context(
-            working_chain(self._stage, self._name, destination.scratch, self._chain_name, self._at, visible)
+        copied = None
+        if self._copied is not None:
+            copied = self._running.enter_context(destination.directory.open(self._copied.name))
+        return self._running.enter_context(
+            working_chain(self._stage, destination.scratch, self._name(), self._at, copied)
         )
 
-    def _begin_instead(self, error: chain.Unusable) -> None:
-        """Begin a new chain if the latest can't be extended, unless the disk is full."""
+    def _name(self) -> str:
+        """The name that the chain gets, or has."""
+        if self.is_full or self._copied is None:
+            return format_moment(self._at)
+        return self._copied.name
+
+    def _begun_instead(self, error: chain.Unusable) -> WorkingChain:
+        """Begin a new chain if the latest can't be used, unless the disk is full."""
         destination = self._destination
-        if self._extended is None:  # rdiff-backup may fail on a full disk without saying so: add the path
+        if self._copied is None:  # rdiff-backup may fail on a full disk without saying so: add the path
             raise Error(f"{error} (in {destination.path})", stderr=error.stderr) from error
         if destination.scratch.is_full():
             raise error
         self._running.close()  # remove the failed attempt first: its room may be needed
-        self._broken = f"{self._extended.name} ({error})"
-        self._extended = None
-        self._prepare()
+        self._broken = f"{self._copied.name} ({error})"
+        self._copied = None
+        self.is_full = True
+        return self._prepared()
 
-    def _store(self) -> Stored:
-        destination = self._destination
-        self._working.add()
-        made, linked = self._working.directory, self._working.linked
-        total = finish_tree(made, *destination.owner, linked.inodes)
-        if self._visible is None:
-            destination.scratch.publish(self._chain_name, destination.directory)
+    def _start_afresh(self, reason: str) -> None:
+        """Begin a new chain after all."""
+        self._running.close()
+        self._working = self._copied = None
+        self.is_full = True
+        self._afresh = reason
+
+    def _store(self, working: WorkingChain, changed: Collection[str], kept: Mapping[str, str]) -> Stored:
+        destination, name = self._destination, self._name()
+        if self._copied is None:
+            self._stage_kept(kept)
+            working.add([*changed, *kept], [])
+        else:
+            working.add(changed, kept)
+        before = working.linked.size - sum(working.mirrors.values())
+        if self.is_full and self._copied is not None:
+            working.remove_older(destination.scratch, name)
+        finished = finish_tree(working.directory, *destination.owner, working.linked.inodes)
+        if self.is_full:
+            destination.scratch.publish(name, destination.directory)
             destination.directory.sync()
-            return Stored("full", self._at, total)
-        before = linked.size - chain.mirror_size(self._visible)
-        added = total - chain.mirror_size(made) - before
-        if not destination.scratch.exchange(self._chain_name, destination.directory):
-            _replace(destination, self._chain_name)
+            return Stored("full", self._at, finished.own)
+        added = finished.total - chain.mirror_size(working.directory) - before
+        if not destination.scratch.exchange(name, destination.directory):
+            _replace(destination, name)
         destination.directory.sync()
         return Stored("incremental", self._at, added)
+
+    def _stage_kept(self, kept: Mapping[str, str]) -> None:
+        """Stage files of the newest point, instead of what may stand in for them."""
+        if kept and self._latest is not None:
+            with self._destination.directory.open(self._latest.name) as top:
+                for name, stored in kept.items():
+                    self._stage.remove(name)
+                    with top.file(stored) as mirror, self._stage.create(name) as staged:
+                        copy_all(mirror, staged)
 
 
 def _replace(destination: LockedDestination, name: str) -> None:

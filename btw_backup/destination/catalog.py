@@ -12,8 +12,7 @@ from ..system.directories import Directory
 from ..times import format_moment, parse_moment
 from . import chain
 
-# What a chain holds: the archive of a hierarchy, a database's dump, the globals.
-ARCHIVE = "backup.tar"
+# What a chain holds besides archives: a database's dump, the globals.
 DUMP = ".dump"
 GLOBALS = "global.sql.bz2"
 

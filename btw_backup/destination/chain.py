@@ -1,5 +1,7 @@
 """A chain: a full backup and its incrementals, in one directory that rdiff-backup keeps.
 
+It holds one file, or the parts of an archive.
+
 This module owns what is known about the names and the metadata in it, found by experiment with
 rdiff-backup 2.2.2. It reads them itself, since starting rdiff-backup takes 0.1 s each time.
 """
@@ -9,13 +11,13 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from ..errors import Error
 from ..system.directories import Directory
+from .labels import ARCHIVE, is_part
 
 DATA = "rdiff-backup-data"
 INCREMENTS = "increments"
@@ -33,14 +35,16 @@ _OTHER_METADATA = re.compile(
     rf"(?:access_control_lists|extended_attributes)\.{_STAMP}\.(?:snapshot|diff)(?:\.gz)?"
 )
 _LOGS = re.compile(
-    rf"(?:backup|restore)\.log|(?:error_log|file_statistics|session_statistics)\.{_STAMP}\.data(?:\.gz)?"
+    rf"(?:backup|restore|remove)\.log|(?:error_log|file_statistics|session_statistics)\.{_STAMP}\.data(?:\.gz)?"
 )
 # They tell how names are changed for file systems that can't hold all names; ours never are.
 _ALWAYS_EMPTY = ("chars_to_quote", "special_escapes")
 # The content of a file at an older point is stored whole, or as a difference.
-_VERSION = re.compile(rf"\.{_STAMP}\.(?:snapshot|diff|missing)(?:\.gz)?")
+_VERSION = re.compile(rf"\.{_STAMP}\.((?:snapshot|diff|missing)(?:\.gz)?)\Z")
+_RECORD = re.compile(rb"^File (.*)\n((?:  .*\n)*)", re.MULTILINE)
 _FILE = re.compile(rb"^  Size (\d{1,18})\n(?:  .*\n){0,9}?  SHA1Digest ([0-9a-f]{40})$", re.MULTILINE)
-_METADATA_LIMIT = 1 << 20
+# A record takes some 200 bytes: this is enough for the parts of a terabyte.
+_METADATA_LIMIT = 1 << 26
 
 
 class Unusable(Error):
@@ -102,16 +106,35 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def mirror_name(chain: Directory) -> str | None:
-    """The name of the one file that the chain backs up; None if there is not exactly one."""
-    names = [name for name in chain.names() if name != DATA and not is_temporary(name)]
-    return names[0] if len(names) == 1 else None
+def mirror_names(chain: Directory) -> list[str]:
+    """The names of the files that the chain backs up, in the order of the archive if they are its parts."""
+    return sorted(name for name in chain.names() if name != DATA and not is_temporary(name))
+
+
+def series(mirrors: Iterable[str]) -> str | None:
+    """What a chain with these files holds: the name of the file, or of the first part of an archive.
+
+    None if they can't be those of a chain.
+    """
+    names = sorted(mirrors)
+    if len(names) == 1 or (names and names[0] == ARCHIVE and all(map(is_part, names))):
+        return names[0]
+    return None
+
+
+def check_series(mirrors: list[str]) -> str:
+    """Return what ``series`` does. Raises Error if these can't be the files of a chain."""
+    held = series(mirrors)
+    if held is None:
+        strange = next(name for name in mirrors if not is_part(name) or ARCHIVE not in mirrors)
+        other = next(name for name in [*mirrors, "nothing"] if name != strange)
+        raise Error(f"it holds {strange} besides {other}, which a chain does not: refused")
+    return held
 
 
 def mirror_size(chain: Directory) -> int:
-    """The size of the file that the chain backs up, as it is at the newest point, in bytes."""
-    name = mirror_name(chain)
-    return 0 if name is None else chain.status(name).st_size
+    """The size of what the chain backs up, as it is at the newest point, in bytes."""
+    return sum(chain.status(name).st_size for name in mirror_names(chain))
 
 
 def is_linkable(name: str, found: os.stat_result) -> bool:
@@ -130,41 +153,111 @@ class Recorded(NamedTuple):
     digest: str
 
 
-def recorded(data: Directory, stamp: str) -> Recorded | None:
-    """Return what rdiff-backup recorded about the file at a point; None if nothing.
+class Metadata:
+    """What rdiff-backup recorded about the files at each point, in the open directory ``data``.
 
-    The metadata of an older point are a difference to the next newer one that mentions the file.
+    Each method raises Unusable if the metadata are damaged.
     """
-    names = _stamped(_METADATA, data.names())
-    for newer in sorted((s for s in names if moment(s) >= moment(stamp)), key=moment):
-        if match := _FILE.search(_read_metadata(data, names[newer])):
-            return Recorded(int(match[1]), match[2].decode())
-    return None
+
+    def __init__(self, data: Directory) -> None:
+        self._data = data
+        self._names = _stamped(_METADATA, data.names())
+        self._stamps = sorted(self._names, key=moment)
+        self._read: dict[str, dict[str, Recorded | None]] = {}
+
+    def at(self, stamp: str, name: str) -> Recorded | None:
+        """What is recorded about a file at a point; None if it was not there, or that is not known."""
+        for newer in self._since(stamp):
+            records = self._records(newer)
+            if name in records:
+                return records[name]
+        return None
+
+    def files(self, stamp: str, mirrors: Iterable[str]) -> dict[str, Recorded]:
+        """Every file that was there at a point, and what is recorded about it, in the order of names.
+
+        ``mirrors`` are the files that are there now.
+        """
+        found: dict[str, Recorded | None] = {}
+        for newer in self._since(stamp):
+            if newer == self._stamps[-1] and found.keys() >= {*mirrors}:
+                break  # the newest metadata, which may be damaged, tell nothing more
+            found = self._records(newer) | found
+        return {name: known for name in sorted(found) if (known := found[name]) is not None}
+
+    def _since(self, stamp: str) -> Iterator[str]:
+        """The stamps whose metadata tell what a point was like.
+
+        The metadata of an older point may be only what differs from the next newer ones.
+        """
+        since = moment(stamp)
+        for newer in self._stamps:
+            if moment(newer) >= since:
+                yield newer
+                if ".snapshot" in self._names[newer]:
+                    return
+
+    def _records(self, stamp: str) -> dict[str, Recorded | None]:
+        if stamp not in self._read:
+            self._read[stamp] = _parsed(_read_metadata(self._data, self._names[stamp]))
+        return self._read[stamp]
+
+
+def _parsed(text: bytes) -> dict[str, Recorded | None]:
+    """The records of files in metadata: None for one that was not there."""
+    records: dict[str, Recorded | None] = {}
+    for record in _RECORD.finditer(text):
+        match = _FILE.search(record[2])
+        known = Recorded(int(match[1]), match[2].decode()) if match else None
+        if match or b"  Type None\n" in record[2]:
+            records[os.fsdecode(_unquoted(record[1]))] = known
+    return records
+
+
+def _quoted(name: bytes) -> bytes:
+    """A path as metadata have it."""
+    return name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
+
+
+def _unquoted(path: bytes) -> bytes:
+    return re.sub(rb"\\(.)", lambda match: b"\n" if match[1] == b"n" else match[1], path)
 
 
 def _read_metadata(data: Directory, name: str) -> bytes:
     """The text of a metadata file. Raises Unusable if it is damaged or far too large."""
     with open(data.open_file(name), "rb") as raw:
         if os.fstat(raw.fileno()).st_size > _METADATA_LIMIT:
-            raise Unusable(f"{name} is damaged: too large for a chain of one file")
+            raise Unusable(f"{name} is damaged: it is too large")
         try:
             text = (gzip.open(raw) if name.endswith(".gz") else raw).read(_METADATA_LIMIT + 1)
         except (OSError, EOFError, zlib.error) as error:
             raise Unusable(f"{name} is damaged: {error}") from error
     if len(text) > _METADATA_LIMIT:
-        raise Unusable(f"{name} is damaged: too large for a chain of one file")
+        raise Unusable(f"{name} is damaged: it is too large")
     return text
 
 
-def open_version(increments: Directory, name: str, stamp: str) -> tuple[int, str] | None:
-    """Open the file that leads from the next newer content of ``name`` to that at a point; also its ending.
+class Version(NamedTuple):
+    """The name of the file that leads from the next newer content of a file to that at a point.
 
-    Returns None if there is none: rdiff-backup stores nothing for a file that has not changed.
+    ``ending`` tells how: a ``diff``, a ``snapshot`` (all of it), or ``missing``, perhaps with ``.gz``.
     """
-    for ending in ("diff.gz", "snapshot.gz", "diff", "snapshot", "missing"):
-        with suppress(FileNotFoundError):
-            return increments.open_file(f"{name}.{stamp}.{ending}"), ending
-    return None
+
+    file: str
+    ending: str
+
+
+def versions(increments: Iterable[str]) -> dict[str, dict[str, Version]]:
+    """The versions of each file, by their stamps, given the names in the directory of increments.
+
+    There is none if the file has not changed.
+    """
+    found: dict[str, dict[str, Version]] = {}
+    for entry in increments:
+        match = _VERSION.search(entry)
+        if match and is_stamp(match[1]):
+            found.setdefault(entry[: match.start()], {})[match[1]] = Version(entry, match[2])
+    return found
 
 
 def check(chain: Directory) -> None:
@@ -173,18 +266,19 @@ def check(chain: Directory) -> None:
     rdiff-backup reads more spellings of its own names than it writes, and deletes and replaces what its
     metadata name. So the owner of a chain could lead root to other files.
     """
-    mirror: str | None = None
-    for name in chain.names():
-        if name == DATA:
-            _check_is(chain, name, stat.S_IFDIR)
-        elif mirror is None:
-            _check_is(chain, name, stat.S_IFREG)
-            mirror = name
-        else:
-            raise Error(f"it holds {mirror} and {name}, but a chain holds only one file: refused")
+    names = chain.names()
+    for name in names:
+        _check_is(chain, name, stat.S_IFDIR if name == DATA else stat.S_IFREG)
+    mirrors = sorted(name for name in names if name != DATA)
+    held = check_series(mirrors) if mirrors else None
     with chain.open(DATA) as data:
         for name in data.names():
-            _check_data(data, name, mirror)
+            _check_data(data, name, held)
+
+
+def _belongs(name: str, held: str | None) -> bool:
+    """Whether a chain that holds this may once have held a file of this name."""
+    return name == held or (held == ARCHIVE and is_part(name))
 
 
 def _check_is(within: Directory, name: str, kind: int) -> None:
@@ -193,19 +287,19 @@ def _check_is(within: Directory, name: str, kind: int) -> None:
         raise Error(f"{name} is not a {wanted}: refused")
 
 
-def _check_data(data: Directory, name: str, mirror: str | None) -> None:
+def _check_data(data: Directory, name: str, held: str | None) -> None:
     if name == INCREMENTS:
         _check_is(data, name, stat.S_IFDIR)
         with data.open(INCREMENTS) as increments:
             for entry in increments.names():
                 _check_is(increments, entry, stat.S_IFREG)
-                version = entry.removeprefix(mirror or "")
-                if not _names(_VERSION, version):
+                match = _VERSION.search(entry)
+                if not (match and is_stamp(match[1]) and _belongs(entry[: match.start()], held)):
                     raise Error(f"{DATA}/{INCREMENTS}/{entry} does not belong to this chain: refused")
         return
     _check_is(data, name, stat.S_IFREG)
     if _names(_METADATA, name) or _names(_OTHER_METADATA, name):
-        _check_metadata(name, _read_metadata(data, name), mirror)
+        _check_metadata(name, _read_metadata(data, name), held)
     elif name in _ALWAYS_EMPTY:
         if data.status(name).st_size:
             raise Error(f"{DATA}/{name} is not empty: refused")
@@ -231,13 +325,14 @@ _FIELDS = (
 _FIELD = re.compile(b"|".join(_FIELDS))
 
 
-def _check_metadata(name: str, text: bytes, mirror: str | None) -> None:
-    """Raise Error if metadata describe anything but the directory and the one file in it."""
-    quoted = os.fsencode(mirror or "").replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
+def _check_metadata(name: str, text: bytes, held: str | None) -> None:
+    """Raise Error if metadata describe anything but the directory and the chain's files in it."""
     standard = bool(_METADATA.fullmatch(name))
     for line in filter(None, text.split(b"\n")):
         if path := _PATH.fullmatch(line):
-            if path[1] not in (b".", quoted):
+            if path[1] != b"." and not (
+                _belongs(os.fsdecode(_unquoted(path[1])), held) and _quoted(_unquoted(path[1])) == path[1]
+            ):
                 raise Error(f"{name} names a file that is not the chain's: refused")
         elif standard and not (_TYPE.fullmatch(line) or _FIELD.fullmatch(line)):
             raise Error(f"{name} describes something other than a file: refused")

@@ -72,6 +72,13 @@ class Content:
                 start += len(block)
                 yield block
 
+    def read(self, start: int, length: int) -> bytes:
+        """The bytes of a range, fewer if the content ends there."""
+        length = min(length, self.size - start)
+        if length <= 0:
+            return b""
+        return b"".join(os.pread(piece.file, piece.length, piece.start) for piece in self.cut(start, length))
+
     def cut(self, start: int, length: int) -> Iterator[Piece]:
         """Yield the pieces of a range. Raises Damaged if it is not inside the content."""
         if length <= 0 or start < 0 or start + length > self.size:
@@ -94,19 +101,10 @@ def whole(file: int) -> Content:
 def older(newer: Content, version: int, ending: str, size: int, opened: ExitStack) -> Content:
     """Return the content of an older version, stored whole or as a difference to the ``newer`` content.
 
-    ``version`` and ``ending`` are what ``chain.open_version`` returns; ``size`` is what the content has,
-    in bytes. ``opened`` closes the files that are needed, ``version`` among them. Raises Damaged.
+    ``version`` is an open file, ``ending`` what ``chain.Version`` tells of it; ``size`` is what the content
+    has, in bytes. ``opened`` closes the temporary files that are needed. Raises Damaged.
     """
-    if ending.endswith(".gz"):
-        try:
-            plain = _unpacked(version, size, opened)
-        finally:
-            os.close(version)
-    else:
-        plain = version
-        opened.callback(os.close, version)
-    if ending == "missing":
-        raise Damaged("the file was not there")
+    plain = _unpacked(version, size, opened) if ending.endswith(".gz") else version
     content = whole(plain) if ending.startswith("snapshot") else Content(_followed(plain, newer, size))
     if content.size != size:
         raise Damaged("it gives another size than the recorded one")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -38,18 +39,23 @@ def remember_size(fd: int, size: int) -> None:
 
 
 def measure(destination: Directory) -> list[Measured]:
-    """Measure every point in a destination, in the order of ``list``. Raises Error if one can't be read."""
+    """Measure every point in a destination, in the order of ``list``. Raises Error if one can't be read.
+
+    A file that chains share is counted for the oldest of them.
+    """
     for _ in range(_TRIES):
         with suppress(FileNotFoundError):  # a chain was extended meanwhile, or a backup removed
-            return [point for backup in scan(destination).backups for point in _measure(backup, destination)]
+            counted: set[tuple[int, int]] = set()
+            backups = scan(destination).backups
+            return [point for backup in backups for point in _measure(backup, destination, counted)]
     raise Error("the destination is changing too fast: try again")
 
 
-def _measure(backup: Backup, destination: Directory) -> Iterator[Measured]:
+def _measure(backup: Backup, destination: Directory, counted: set[tuple[int, int]]) -> Iterator[Measured]:
     try:
         if backup.is_chain:
             with destination.open(backup.name) as top:
-                yield from _measure_chain(backup, top)
+                yield from _measure_chain(backup, top, counted)
         else:
             stored = destination.status(backup.name).st_size
             restored = stored if backup.compression == "none" else _remembered(backup.name, destination)
@@ -72,44 +78,56 @@ def _remembered(name: str, destination: Directory) -> int | None:
     return int(noted) if re.fullmatch(rb"[0-9]{1,18}", noted) else None
 
 
-def _measure_chain(backup: Backup, top: Directory) -> Iterator[Measured]:
+def _measure_chain(backup: Backup, top: Directory, counted: set[tuple[int, int]]) -> Iterator[Measured]:
     """Measure the points of a chain. The newest is the mirror; older ones are stored under their stamps."""
     with top.open(chain.DATA) as data:
         sizes = _sizes_by_moment(data)
         if data.holds(chain.INCREMENTS):
             with data.open(chain.INCREMENTS) as increments:
                 sizes += _sizes_by_moment(increments)
+        metadata, mirrors = chain.Metadata(data), chain.mirror_names(top)
         for point in backup.points:
             assert point.stamp is not None
             stored = sizes[chain.moment(point.stamp)]
             if point == backup.points[-1]:
-                stored += sum(size for _, size in _files(top))
+                stored += _uncounted(top, counted)
             kind = "full" if point == backup.points[0] else "incremental"
-            yield Measured(backup.name, point.time, kind, stored, _recorded(data, point.stamp))
+            yield Measured(backup.name, point.time, kind, stored, _recorded(metadata, point.stamp, mirrors))
 
 
-def _recorded(data: Directory, stamp: str) -> int | None:
-    """The size of the file at a point; None if its metadata are missing, damaged or unreadable."""
+def _uncounted(top: Directory, counted: set[tuple[int, int]]) -> int:
+    """The size in bytes of files that were not counted yet."""
+    size = 0
+    for _, found in _files(top):
+        if (found.st_dev, found.st_ino) not in counted:
+            counted.add((found.st_dev, found.st_ino))
+            size += found.st_size
+    return size
+
+
+def _recorded(metadata: chain.Metadata, stamp: str, mirrors: list[str]) -> int | None:
+    """The size of what a point holds; None if its metadata are missing, damaged or unreadable."""
     try:
-        found = chain.recorded(data, stamp)
+        files = metadata.files(stamp, mirrors)
     except FileNotFoundError:
         raise
     except (Error, OSError):
         return None
-    return None if found is None else found.size
+    return sum(file.size for file in files.values()) if files else None
 
 
-def _files(within: Directory) -> Iterator[tuple[str, int]]:
-    """The names, and sizes in bytes, of entries that are not directories."""
+def _files(within: Directory) -> Iterator[tuple[str, os.stat_result]]:
+    """The names, and what lstat(2) returns, of entries that are not directories."""
     for name in within.names():
-        if not within.holds_directory(name):
-            yield name, within.status(name).st_size
+        found = within.status(name)
+        if not stat.S_ISDIR(found.st_mode):
+            yield name, found
 
 
 def _sizes_by_moment(within: Directory) -> Counter[datetime]:
     """The total size in bytes, for each moment, of files whose names carry its stamp."""
     sizes: Counter[datetime] = Counter()
-    for name, size in _files(within):
+    for name, found in _files(within):
         if (stamp := chain.stamp_of(name)) is not None:
-            sizes[chain.moment(stamp)] += size
+            sizes[chain.moment(stamp)] += found.st_size
     return sizes

@@ -1,8 +1,9 @@
 """A chain in the private directory: rdiff-backup adds a point to it before anybody sees it."""
 
 import gzip
+import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import IO, cast
@@ -21,65 +22,115 @@ _NOTHING_LINKED = Linked(set(), 0)
 class WorkingChain:
     """The chain in the open ``directory``, new or a copy. Made by ``working_chain``.
 
-    ``linked``: what a copy shares with its original.
+    ``linked``: what a copy shares with its original. ``mirrors``: the sizes of the files that it held.
     """
 
     def __init__(
         self,
         directory: Directory,
         linked: Linked,
-        older: tuple[str, ...],
         back_up: Callable[[], process.Result],
         stage: Directory,
-        name: str,
         time: datetime,
     ) -> None:
         self.directory = directory
         self.linked = linked
-        self._older = older
+        self.mirrors: dict[str, int] = {}
+        self._older: tuple[str, ...] = ()
+        if directory.holds(chain.DATA):
+            with directory.open(chain.DATA) as data:
+                self._older = chain.read_state(data.names()).stamps
+            self.mirrors = {name: directory.status(name).st_size for name in chain.mirror_names(directory)}
         self._back_up = back_up
         self._stage = stage
-        self._name = name
         self._time = time
 
-    def add(self) -> None:
-        """Have rdiff-backup add the staged file. Raises Unusable unless it really did."""
-        result = self._back_up()
-        if result.status > 0:
-            raise Unusable(result.ending(), stderr=result.stderr)
-        result.check()
+    def add(self, changed: Collection[str], kept: Collection[str]) -> None:
+        """Have rdiff-backup add the staged files that have ``changed`` to those that are ``kept``.
+
+        Raises Unusable unless it really did.
+        """
+        before = {name: self._stand_in(name) for name in kept}
+        moment = (self._time.timestamp(), self._time.timestamp())
+        for name in changed:  # no earlier point has this mtime
+            os.utime(name, moment, dir_fd=self._stage.fileno(), follow_symlinks=False)
+        _check(self._back_up())
         failure = Unusable("rdiff-backup exited with code: 0, but did not store the new point")
         with self.directory.open(chain.DATA) as data:
-            state = chain.read_state(data.names())
-            times = [*map(chain.moment, self._older), self._time]
-            if state.interrupted or list(map(chain.moment, state.stamps)) != times:
+            if not self._has_points(data, [*map(chain.moment, self._older), self._time]):
                 raise failure
-            if chain.mirror_name(self.directory) != self._name:
+            names = sorted([*changed, *kept])
+            known = chain.Metadata(data).files(chain.read_state(data.names()).stamps[-1], names)
+            if chain.mirror_names(self.directory) != names or [*known] != names:
                 raise failure
-            if chain.recorded(data, state.stamps[-1]) is None:
+            if any(not os.path.samestat(self.directory.status(name), before[name]) for name in kept):
                 raise failure
-            with self._stage.file(self._name) as staged, self.directory.file(self._name) as mirror:
-                if not same_content(staged, mirror):
-                    raise failure
-            if self._older and not self._holds_version(data, self._older[-1]):
+            for name in changed:
+                with self._stage.file(name) as staged, self.directory.file(name) as mirror:
+                    if not same_content(staged, mirror):
+                        raise failure
+            gone = self.mirrors.keys() - {*kept}
+            if self._older and not self._holds_versions(data, gone, self._older[-1]):
                 raise failure
 
-    def _holds_version(self, data: Directory, stamp: str) -> bool:
-        """Whether the way back to the point before the new one is stored, undamaged."""
-        with data.open(chain.INCREMENTS) as increments:
-            version = chain.open_version(increments, self._name, stamp)
-            if version is None:
-                return False
-            with open(version[0], "rb") as file:
-                if version[1].endswith(".gz"):
-                    return _is_whole(cast(IO[bytes], gzip.open(file)))
+    def remove_older(self, private: Directory, name: str) -> None:
+        """Have rdiff-backup remove all points but the new one. Raises Unusable unless it really did."""
+        _check(rdiff_backup.remove_older(private, name, self._time))
+        with self.directory.open(chain.DATA) as data:
+            if not self._has_points(data, [self._time]) or (
+                data.holds(chain.INCREMENTS) and chain.versions(_names(data))
+            ):
+                raise Unusable("rdiff-backup exited with code: 0, but did not remove the older points")
+
+    def _stand_in(self, name: str) -> os.stat_result:
+        """Stage what rdiff-backup takes for the same file as the mirror, and does not read.
+
+        Returns the mirror's status.
+        """
+        found = self.directory.status(name)
+        with self._stage.create(name) as file:
+            os.truncate(file, found.st_size)
+            os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
+        return found
+
+    def _has_points(self, data: Directory, times: list[datetime]) -> bool:
+        state = chain.read_state(data.names())
+        return not state.interrupted and list(map(chain.moment, state.stamps)) == times
+
+    def _holds_versions(self, data: Directory, names: Collection[str], stamp: str) -> bool:
+        """Whether the ways back to a point of files that are no longer the same are stored, undamaged."""
+        found = chain.versions(_names(data)) if names else {}
+        is_hashed = True
+        with ExitStack() as opened:
+            for name in names:
+                version = found.get(name, {}).get(stamp)
+                if version is None or version.ending.startswith("missing"):
+                    return False
+                increments = opened.enter_context(data.open(chain.INCREMENTS))
+                with open(increments.open_file(version.file), "rb") as file:
+                    if not version.ending.endswith(".gz"):
+                        is_hashed = False
+                    elif not _is_whole(cast(IO[bytes], gzip.open(file))):
+                        return False
         # rdiff-backup does not gzip the delta of a compressed file: there is no checksum.
-        with ExitStack() as files:
-            try:
-                contents.of_chain(self.directory, stamp, files).write_to(lambda block: None)
-            except Error as error:
-                raise Unusable(*error.lines, stderr=error.stderr) from error
+        if not is_hashed:
+            with ExitStack() as files:
+                try:
+                    contents.of_chain(self.directory, stamp, files).write_to(lambda block: None)
+                except Error as error:
+                    raise Unusable(*error.lines, stderr=error.stderr) from error
         return True
+
+
+def _check(result: process.Result) -> None:
+    if result.status > 0:
+        raise Unusable(result.ending(), stderr=result.stderr)
+    result.check()
+
+
+def _names(data: Directory) -> list[str]:
+    with data.open(chain.INCREMENTS) as increments:
+        return increments.names()
 
 
 def _is_whole(increment: IO[bytes]) -> bool:
@@ -93,28 +144,19 @@ def _is_whole(increment: IO[bytes]) -> bool:
 
 @contextmanager
 def working_chain(
-    stage: Directory,
-    name: str,
-    private: Directory,
-    chain_name: str,
-    time: datetime,
-    extended: Directory | None,
+    stage: Directory, private: Directory, chain_name: str, time: datetime, copied: Directory | None
 ) -> Iterator[WorkingChain]:
     """Prepare a chain of that name in the private directory, and start rdiff-backup.
 
-    It is a copy of the chain ``extended``, or new if that is None; ``add`` adds the file ``name`` in
-    ``stage``. Raises Error if the chain holds anything that does not belong in a chain, and Unusable if
-    it is damaged.
+    It is a copy of the chain ``copied``, or new if that is None; ``add`` adds what is in ``stage``. Raises
+    Error if the chain holds anything that does not belong in a chain, and Unusable if it is damaged.
 
     At the end, whatever has the chain's name is removed: the caller has moved the chain away by then.
     """
     with private.temporary(chain_name) as made:
         linked = _NOTHING_LINKED
-        older: tuple[str, ...] = ()
-        if extended is not None:
-            linked = link_tree(extended, made, chain.is_linkable, left_out=chain.is_temporary, strict=True)
+        if copied is not None:
+            linked = link_tree(copied, made, chain.is_linkable, left_out=chain.is_temporary, strict=True)
             chain.check(made)
-            with made.open(chain.DATA) as data:
-                older = chain.read_state(data.names()).stamps
-        with rdiff_backup.backing_up(stage, name, private, chain_name, time) as back_up:
-            yield WorkingChain(made, linked, older, back_up, stage, name, time)
+        with rdiff_backup.backing_up(stage, private, chain_name, time) as back_up:
+            yield WorkingChain(made, linked, back_up, stage, time)

@@ -19,7 +19,8 @@ from ..system.room import room_on
 from ..system.trust import resolve
 from ..times import format_moment
 from . import chain, log, record
-from .catalog import ARCHIVE, CHECKSUM, ENDING_OF, Backup, Limits, full_backup_due
+from .catalog import CHECKSUM, ENDING_OF, Backup, Limits, full_backup_due
+from .labels import ARCHIVE
 from .lock import UNPAIRED, locked, private_directory, scratch_directory
 from .reader import Destination, open_directory
 from .record import NOTHING_KNOWN, Record
@@ -87,7 +88,7 @@ class LockedDestination(Destination):
     def check_series(self, mirror: str) -> None:
         """Raise Error if a chain here holds another file than ``mirror``."""
         for backup in self.backups:
-            if backup.is_chain and (held := self._mirror_of(backup)) not in (mirror, None):
+            if backup.is_chain and (held := chain.series(self.mirrors(backup))) not in (mirror, None):
                 raise Error(
                     f"{self.path} holds backups of something else ({backup.name}/{held}):"
                     " use another destination"
@@ -95,9 +96,17 @@ class LockedDestination(Destination):
         if mirror != ARCHIVE and any(not backup.is_chain for backup in self.backups):
             raise Error(f"{self.path} holds backups of something else (tarballs): use another destination")
 
-    def _mirror_of(self, backup: Backup) -> str | None:
+    def mirrors(self, backup: Backup) -> list[str]:
+        """The names of the files of a chain's newest point."""
         with prefixing_errors(backup.name), self.directory.open(backup.name) as top:
-            return chain.mirror_name(top)
+            return chain.mirror_names(top)
+
+    def size(self, backup: Backup) -> int | None:
+        """The size of what a backup's newest point holds, in bytes; None if it is not known."""
+        if not backup.is_chain:
+            return self.directory.status(backup.name).st_size if backup.compression == "none" else None
+        with prefixing_errors(backup.name), self.directory.open(backup.name) as top:
+            return chain.mirror_size(top)
 
     def note(self, text: str) -> None:
         """Append a line to log.txt."""
@@ -124,8 +133,8 @@ class LockedDestination(Destination):
             self.warn(f"{error}, so this could not be noted: {text}")
 
     @contextmanager
-    def stored_file(self, backup: Backup, mirror: str) -> Iterator[int]:
-        """Open the file of a backup's newest point: the tarball, or a chain's mirror."""
+    def stored_file(self, backup: Backup, mirror: str = "") -> Iterator[int]:
+        """Open a file of a backup's newest point: the tarball, or a chain's ``mirror``."""
         with prefixing_errors(os.path.join(self.path, backup.name)):
             if backup.is_chain:
                 with self.directory.open(backup.name) as top:
@@ -177,29 +186,37 @@ class LockedDestination(Destination):
             with uninterrupted(), self.paired(backup.name):
                 self.directory.rename(backup.name, self.scratch)
             self.directory.sync()
-            self.scratch.remove(backup.name)
+            with self.keeping_record():  # the newest backup may share files with it
+                self.scratch.remove(backup.name)
 
-    def recorded(self, file: int) -> Record:
-        """Return what was recorded with the newest backup; ``file`` is its open file."""
-        return record.read(self.private, self.backups[-1].name, file)
+    def recorded(self) -> Record:
+        """Return what was recorded with the newest backup."""
+        identity = self._identity()
+        return NOTHING_KNOWN if identity is None else record.read(self.private, identity)
 
-    def record(self, known: Record, file: int) -> None:
+    def record(self, known: Record) -> None:
         """Record what the source was like when the newest backup was equal to it."""
-        record.write(known, self.scratch, self.private, self.backups[-1].name, file)
+        identity = self._identity()
+        if identity is not None:
+            record.write(known, self.scratch, self.private, identity)
+
+    def _identity(self) -> str | None:
+        """What identifies the newest backup as it is now; None if there is none."""
+        backup = self.newest_backup()
+        if backup is None or not self.directory.holds(backup.name):  # it is being removed
+            return None
+        if not backup.is_chain:
+            return record.identity(backup.name, [self.directory.status(backup.name)])
+        with prefixing_errors(backup.name), self.directory.open(backup.name) as top:
+            return record.identity(backup.name, [top.status(name) for name in chain.mirror_names(top)])
 
     @contextmanager
     def keeping_record(self) -> Iterator[None]:
         """Keep the record valid although the block changes the number of links of the backups' files."""
-        backup = self.newest_backup()
-        mirror = self._mirror_of(backup) if backup and backup.is_chain else ""
-        if backup is None or mirror is None:
-            yield
-            return
-        with self.stored_file(backup, mirror) as file:
-            known = self.recorded(file)
-            yield
-            if known != NOTHING_KNOWN:
-                self.record(known, file)
+        known = self.recorded()
+        yield
+        if known != NOTHING_KNOWN:
+            self.record(known)
 
 
 @contextmanager

@@ -34,6 +34,12 @@ def dumped_database(dump_file: int) -> str | None:
     return header.database if header else None
 
 
+def is_compressed(dump_file: int) -> bool | None:
+    """Whether the data of a dump in custom format is compressed; None if unknown."""
+    header = _Header.read(dump_file)
+    return header.is_compressed if header else None
+
+
 def same_dump(one: int, other: int) -> bool:
     """Whether two dumps in custom format differ only in the time in their headers."""
     headers = _Header.read(one), _Header.read(other)
@@ -45,10 +51,11 @@ def same_dump(one: int, other: int) -> bool:
 class _Header:
     """The start of a dump up to the name of its database."""
 
-    def __init__(self, stable: bytes, size: int, database: str) -> None:
+    def __init__(self, stable: bytes, size: int, database: str, is_compressed: bool) -> None:
         self.stable = stable  # without the time
         self.size = size
         self.database = database
+        self.is_compressed = is_compressed
 
     @classmethod
     def read(cls, file: int) -> "_Header | None":
@@ -69,7 +76,7 @@ class _Header:
         if minor > _NEWEST_VERSION and not _is_time(data[time:name], field):
             return None
         database = data[name + field : end].decode(errors="surrogateescape")
-        return cls(data[:time] + data[name:end], end, database)
+        return cls(data[:time] + data[name:end], end, database, any(data[11:time]))
 
 
 def _is_time(fields: bytes, size: int) -> bool:

@@ -30,11 +30,13 @@ FROM (SELECT array_agg(oid) AS system FROM pg_catalog.pg_namespace
 """
 
 
-def dump(database: str, server: Server, output: int, advance: Callable[[int], None]) -> None:
+def dump(
+    database: str, server: Server, compression: int, output: int, advance: Callable[[int], None]
+) -> None:
     """Write the database in custom format to a regular file, in which pg_dump can seek.
 
-    ``advance`` is told of each number of bytes written. Raises Error, with pg_dump's
-    stderr, if it fails.
+    ``compression`` is 0 for none, up to 9. ``advance`` is told of each number of bytes written. Raises
+    Error, with pg_dump's stderr, if it fails.
     """
     told = 0
 
@@ -44,7 +46,8 @@ def dump(database: str, server: Server, output: int, advance: Callable[[int], No
         advance(written - told)
         told = written
 
-    server.run(["pg_dump", "--format=custom"], database, stdout=output, meanwhile=tell).check()
+    argv = ["pg_dump", "--format=custom", f"--compress={compression}"]
+    server.run(argv, database, stdout=output, meanwhile=tell).check()
     found = dumps.dumped_database(output)
     if found is None:
         server.confirm(database)

@@ -116,22 +116,35 @@ def imitate(source: Directory, target: Directory) -> None:
     target.set_times(found)
 
 
-def finish_tree(top: Directory, uid: int, gid: int, untouched: set[int]) -> int:
+class Finished(NamedTuple):
+    """The sizes, in bytes, of all files of a tree, and of those that it shares with no other."""
+
+    total: int
+    own: int
+
+
+def finish_tree(top: Directory, uid: int, gid: int, untouched: set[int]) -> Finished:
     """Give a finished tree to its owner (-1: unchanged) and write it to the disk.
 
-    Files whose inode number is in ``untouched`` are left alone. Returns the size of all files,
-    in bytes.
+    Files whose inode number is in ``untouched`` are shared with another tree, and on the disk already.
     """
-    total = 0
+    total = own = 0
     for entry in top.names():
         found = top.status(entry)
         if stat.S_ISDIR(found.st_mode):
             with top.open(entry) as inner:
-                total += finish_tree(inner, uid, gid, untouched)
+                below = finish_tree(inner, uid, gid, untouched)
+            total += below.total
+            own += below.own
             continue
         total += found.st_size
         if found.st_ino in untouched:
+            if uid not in (-1, found.st_uid) or gid not in (-1, found.st_gid):
+                # Another owner was asked for last time: a tree's files must not have several.
+                with closed_at_end(top.open_file(entry)) as fd:
+                    os.fchown(fd, uid, gid)
             continue
+        own += found.st_size
         with closed_at_end(top.open_file(entry)) as fd:
             if (uid, gid) != (-1, -1):
                 os.fchown(fd, uid, gid)
@@ -139,4 +152,4 @@ def finish_tree(top: Directory, uid: int, gid: int, untouched: set[int]) -> int:
     if (uid, gid) != (-1, -1):
         os.fchown(top.fileno(), uid, gid)
     top.sync()
-    return total
+    return Finished(total, own)

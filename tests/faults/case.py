@@ -4,14 +4,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
-from ..helpers.running import break_bubblewrap
+from ..helpers.running import break_bubblewrap, command
 
 if TYPE_CHECKING:
     from .scenes import Scene
@@ -58,7 +57,7 @@ class Case:
         return {name: str(value) for name, value in {**ours, **python}.items()}
 
     def command(self, *args: str | Path) -> list[str]:
-        return [sys.executable, "-m", "btw_backup", "--config-dir", *map(str, (self.config, *args))]
+        return [*command(self.scene.replaced), "--config-dir", *map(str, (self.config, *args))]
 
     @contextmanager
     def running(self, prefix: Sequence[str] = ()) -> Iterator[subprocess.Popen[bytes]]:

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..helpers.destinations import joined
 from .case import run
 
 
@@ -39,8 +40,9 @@ class Archivist:
                 run("rdiff-backup", "-v0", "verify", *at, copy)
                 restored = Path(scratch, str(number))
                 run("rdiff-backup", "-v0", "restore", *at, copy, restored)
-                (content,) = restored.iterdir()
-                found[f"{backup.name} {moment}"] = self._plain(content)
+                files = [path for path in restored.iterdir() if path.is_file()]
+                whole = files[0] if len(files) == 1 else joined(restored, Path(scratch, f"{number}.tar"))
+                found[f"{backup.name} {moment}"] = self._plain(whole)
             return found
 
 

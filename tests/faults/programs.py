@@ -52,8 +52,10 @@ _WRITERS = {
 _COMPRESSING = 'case " $* " in *" -d "*) exec "$real" "$@";; esac; '
 _DECOMPRESSING = 'case " $* " in *" -d "*) ;; *) exec "$real" "$@";; esac; '
 _CHAIN = '"$real" "$@"; for chain; do :; done; '
+# Those that rdiff-backup has written: it replaces files, and never writes into an old one.
+_MIRRORS = '$(find "$chain" -maxdepth 1 -name "*.*" -type f -links 1)'
 _CHANGED_LATE = (
-    'for f in "$chain"/*.*; do [ -f "$f" ] || continue; ln "$f" "$chain/rdiff-backup.tmp.1"; sleep 0.2; '
+    f'for f in {_MIRRORS}; do ln "$f" "$chain/rdiff-backup.tmp.1"; sleep 0.2; '
     'printf x | dd of="$f" conv=notrunc status=none; rm "$chain/rdiff-backup.tmp.1"; done'
 )
 _KEEPERS = {
@@ -63,14 +65,13 @@ _KEEPERS = {
     "is killed at once": "kill -9 $$",
     "is killed when all is done": '"$real" "$@"; kill -9 $$',
     "stores nothing, status 0": "exit 0",
-    "empties the mirror, status 0": f'{_CHAIN}for f in "$chain"/*.*; do [ -f "$f" ] && : >"$f"; done; exit 0',
-    "truncates the mirror, status 0": f'{_CHAIN}truncate -s -1 "$chain"/*.*; exit 0',
+    "empties the mirror, status 0": f"{_CHAIN}for f in {_MIRRORS}; do : >$f; done; exit 0",
+    "truncates the mirror, status 0": f"{_CHAIN}truncate -s -1 {_MIRRORS}; exit 0",
     "changes the mirror when that was looked at, status 0": f"{_CHAIN}{_CHANGED_LATE}; exit 0",
     "loses the mirror, status 0": f'{_CHAIN}rm -f "$chain"/*.*; exit 0',
     "loses the metadata, status 0": f'{_CHAIN}rm -f "$chain"/rdiff-backup-data/mirror_metadata*; exit 0',
     "loses the marker, status 0": f'{_CHAIN}rm -f "$chain"/rdiff-backup-data/current_mirror*; exit 0',
 }
-# Not those that are hard links: rdiff-backup replaces files, and never writes into an old one.
 _INCREMENTS = '$(find "$chain"/rdiff-backup-data/increments -type f -links 1)'
 _EXTENDERS = {
     "loses the increments, status 0": f"{_CHAIN}rm -f {_INCREMENTS}; exit 0",
@@ -79,16 +80,22 @@ _EXTENDERS = {
 }
 
 
+# When it removes the older points of a copy.
+_REMOVERS = {
+    "fails": "exit 1",
+    "exits with 2": '"$real" "$@"; exit 2',
+    "is killed": "kill -9 $$",
+    "does nothing, status 0": "exit 0",
+    "loses the metadata, status 0": f'{_CHAIN}rm -rf "$chain"/rdiff-backup-data/mirror_metadata*; exit 0',
+    "loses the marker, status 0": f'{_CHAIN}rm -f "$chain"/rdiff-backup-data/current_mirror*; exit 0',
+}
+
+
 def bad_programs(scene: Scene) -> Iterator[BadProgram]:
     """Every way in which the programs of an operation may fail."""
     for program in scene.programs:
         if program == "rdiff-backup":
-            for way, script in _KEEPERS.items():
-                yield BadProgram(program, way, script)
-            if scene.name in ("incremental", "database", "globals"):
-                for way, script in _EXTENDERS.items():
-                    # Only the copy of the chain is damaged, and a new chain can be started.
-                    yield BadProgram(program, way, script, may_succeed=True)
+            yield from _bad_keepers(scene)
             continue
         half = {"tar": 90_000, "lbzip2": 70_000}.get(program, 300)
         only = _COMPRESSING if program == "lbzip2" else ""
@@ -98,3 +105,17 @@ def bad_programs(scene: Scene) -> Iterator[BadProgram]:
             for way, script in _WRITERS.items():
                 text = _DECOMPRESSING + script.format(half=half)
                 yield BadProgram(program, f"decompressing, {way}", text, may_succeed=True)
+
+
+def _bad_keepers(scene: Scene) -> Iterator[BadProgram]:
+    program = "rdiff-backup"
+    for way, script in _KEEPERS.items():
+        yield BadProgram(program, way, script)
+    if scene.name == "parts-shared":
+        for way, script in _REMOVERS.items():
+            only = f'case " $* " in *" remove "*) ;; *) exec "$real" "$@";; esac; {script}'
+            yield BadProgram(program, f"removing, {way}", only, may_succeed=True)
+    if scene.name in ("incremental", "parts", "database", "globals"):
+        for way, script in _EXTENDERS.items():
+            # Only the copy of the chain is damaged, and a new chain can be started.
+            yield BadProgram(program, way, script, may_succeed=True)

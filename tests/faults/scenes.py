@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..helpers import postgres_servers
+from ..helpers.destinations import joined
+from ..helpers.small_parts import REPLACED
 from .case import LOST, TRACEBACK, Broken, Case, run
 from .points import Archivist, chains_of, digest_of, plain_tar
 from .tracing import CHANGING, CHILDREN, Call, parse_trace, tracing
@@ -32,6 +34,7 @@ class Scene:
     programs: tuple[str, ...]
     adds: bool = True
     rounds: int = 2
+    replaced: dict[str, str] = field(default_factory=dict)
     top: Path = field(default=Path())
     path: str = os.environ["PATH"]
     before: tuple[str, ...] = ()
@@ -214,9 +217,28 @@ class FsScene(Scene):
         newest = list(chains_of(case.list()))[-1]
         archive = case.dst / newest
         if archive.is_dir():
-            archive /= "backup.tar"
+            archive = joined(archive, case.top / "whole.tar")
         unpack = ["--bzip2"] if archive.suffix == ".tbz" else []
         run("tar", "--force-local", "--compare", "-C", self.source, *unpack, "-f", archive)
+
+
+@dataclass
+class PartsScene(FsScene):
+    """``fs`` with an archive in many parts: some come, go, grow, and change places."""
+
+    def change(self, number: int) -> None:
+        rng = random.Random(number)
+        many = self.source / "many"
+        many.mkdir(parents=True, exist_ok=True)
+        if number == 0:
+            for name in range(40):
+                (many / f"{name:02}").write_bytes(random.Random(name).randbytes(3000))
+        (self.source / "large").write_bytes(random.Random("large").randbytes(30_000) + rng.randbytes(9000))
+        (many / f"{number + 5:02}").write_bytes(rng.randbytes(5000))
+        (many / f"{number + 10:02}x").write_bytes(rng.randbytes(30_000))
+        for gone in range(number * 4 + 20, number * 4 + 23):
+            (many / f"{gone}").unlink(missing_ok=True)
+        (many / f"{number + 35}").rename(self.source / f"a{number}")
 
 
 @dataclass
@@ -345,6 +367,8 @@ SCENES: dict[str, Callable[[], Scene]] = {
     "first-full": lambda: FsScene("first-full", _RDIFF, rounds=0),
     "later-full": lambda: FsScene("later-full", _RDIFF, options=_LATER_FULL),
     "incremental": lambda: FsScene("incremental", _RDIFF),
+    "parts": lambda: PartsScene("parts", _RDIFF, replaced=REPLACED),
+    "parts-shared": lambda: PartsScene("parts-shared", _RDIFF, replaced=REPLACED, options=_LATER_FULL),
     "prune": lambda: PruneScene("prune", (), options=_ALWAYS_FULL, adds=False, rounds=3),
     "prune-tarballs": lambda: PruneScene(
         "prune-tarballs", (), options=_PLAIN, type="tar", adds=False, rounds=3

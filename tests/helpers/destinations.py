@@ -68,6 +68,14 @@ def extracted(dst: Path, name: str, to: Path) -> dict[str, bytes]:
     return tree(to)
 
 
+def joined(chain: Path, to: Path) -> Path:
+    """Write the archive that a chain, or a directory restored from it, holds in parts into a new file."""
+    with to.open("xb") as file:
+        for part in sorted(chain.glob("backup.tar*")):
+            file.write(part.read_bytes())
+    return to
+
+
 def restored(chain: Path, at: str, to: Path) -> dict[str, bytes]:
     """Return what a point of a chain holds, with plain rdiff-backup and tar, from a copy of the chain."""
     to.mkdir()

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,6 +39,43 @@ def break_bubblewrap(where: Path) -> None:
     fake = where / "bwrap"
     fake.write_text("#!/bin/sh\necho bwrap: switched off >&2\nexit 1\n")
     fake.chmod(0o755)
+
+
+def command(replaced: Mapping[str, str]) -> list[str]:
+    """How the program is run, with names of it replaced as ``replacing`` says."""
+    if not replaced:
+        return [sys.executable, "-m", "btw_backup"]
+    lines = ["import sys", "from importlib import import_module"]
+    for name, value in replaced.items():
+        module, _, attribute = name.rpartition(".")
+        lines.append(f"module = import_module('btw_backup.{module}')")
+        lines.append(f"module.{attribute}  # exists")
+        lines.append(f"module.{attribute} = {value}")
+    lines += ["from btw_backup import cli", "sys.exit(cli.main(prog='btw_backup'))"]
+    return [sys.executable, "-c", "\n".join(lines)]
+
+
+def replacing(config_dir: Path, replaced: dict[str, str]) -> Callable[..., Result]:
+    """Return a function like the fixture ``btw``, with names of the program replaced by expressions.
+
+    They are ``module.name``, below btw_backup: ``{"destination.chain.check_metadata": "lambda *args:
+    None"}``. One that doesn't exist is an error. A name that another module has imported is replaced
+    there. The expression may use ``module``.
+    """
+
+    def run(*args: str | Path, env: dict[str, str] | None = None) -> Result:
+        done = subprocess.run(
+            [*command(replaced), "--config-dir", config_dir, *args],
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            timeout=120,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **(env or {})},
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return run
 
 
 class Gate:

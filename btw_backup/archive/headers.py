@@ -1,0 +1,108 @@
+"""The headers of a tar stream: where its members begin, and how much data each has.
+
+Only what GNU tar writes with ``--format=posix``: pax headers, then the header that they are for.
+"""
+
+import re
+import sys
+from typing import Final
+
+from ..errors import Error
+
+BLOCK: Final = 512
+_ZEROS = bytes(BLOCK)
+# An archive ends with two of them.
+END: Final = 2 * _ZEROS
+_SIZE = re.compile(rb"(?:^|\n)\d+ size=(\d+)\n")
+_EXTENSIONS = (b"x", b"g")
+_HARD_LINK = b"1"
+
+
+class Headers:
+    """Follows an archive from header to header, through blocks of any multiple of 512 bytes.
+
+    ``name`` identifies the member whose data comes now, ``left`` is how much of that is still to come,
+    in bytes, and ``cut`` how often it was cut before. ``ended``: the archive is complete.
+    """
+
+    def __init__(self, every: int = sys.maxsize, name: bytes = b"", cut: int = 0, left: int = 0) -> None:
+        """Begin with a header, or in the data of a member, which is cut ``every`` so many bytes."""
+        self._every = every
+        self.name = name
+        self.cut = cut
+        self.left = left
+        self.ended = False
+        # Between an extension, a pax header, and what it is for an archive can't be divided.
+        self.is_extended = False
+        self._until_cut = self._every
+        self._extension: bytearray | None = None
+        self._size: int | None = None
+        self._zeros = 0
+
+    def read(self, header: bytes) -> None:
+        """Read the header, 512 bytes, that follows the data before. Raises Error if it is none."""
+        if header == _ZEROS:
+            self._zeros += 1
+            self.ended = self._zeros == 2
+            return
+        if self._zeros or header[257:262] != b"ustar":
+            raise Error("this is not an archive of GNU tar's format posix")
+        kind = header[156:157]
+        size = _number(header[124:136])
+        if kind in _EXTENSIONS:
+            if not self.is_extended:
+                self.name = name_of(header)
+            self.is_extended = True
+            self._extension = bytearray() if size else None
+        else:
+            if not self.is_extended:
+                self.name = name_of(header)
+            if self._size is not None:
+                size, self._size = self._size, None
+            if kind == _HARD_LINK:
+                size = 0
+            self.is_extended = False
+        self.cut = 0
+        self.left = -(-size // BLOCK) * BLOCK
+        self._until_cut = self._every
+
+    def step(self, available: int) -> int:
+        """How many of the bytes that follow are data up to its end, or to where it is cut."""
+        return min(self.left, self._until_cut, available)
+
+    def collects(self) -> bool:
+        """Whether the data is to be given to ``advance``, since it tells of the next member."""
+        return self._extension is not None
+
+    def advance(self, count: int, data: bytes = b"") -> bool:
+        """Pass over so many bytes of data, at most ``step``. Returns whether it is cut there."""
+        if self._extension is not None:
+            self._extension += data
+        self.left -= count
+        self._until_cut -= count
+        if not self.left:
+            if self._extension is not None:
+                size = _SIZE.search(self._extension)
+                self._size = int(size[1]) if size else None
+                self._extension = None
+            return False
+        if self._until_cut:
+            return False
+        self.cut += 1
+        self._until_cut = self._every
+        return not self.is_extended
+
+
+def name_of(header: bytes) -> bytes:
+    """What identifies a header: its name fields, in which a long name is cut short."""
+    return header[:100].rstrip(b"\0") + header[345:500].rstrip(b"\0")
+
+
+def _number(field: bytes) -> int:
+    """The value of a numeric field: octal, or in base 256 if it needs more digits."""
+    if field[0] & 0x80:
+        return int.from_bytes(field, "big") & ~(0x80 << 8 * (len(field) - 1))
+    try:
+        return int(field.strip(b" \0") or b"0", 8)
+    except ValueError:
+        raise Error("this is not an archive of GNU tar's format posix") from None

@@ -1,0 +1,277 @@
+"""An archive in parts: cut at members, and compared with the parts of the one before.
+
+A part ends before a member, or in the data of a large one. Where it ends depends on nothing but what it
+holds, and on where the stored parts begin: so after an insertion the rest falls into place again.
+"""
+
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Final, NamedTuple
+
+from ..errors import Error
+from ..system.directories import Directory
+from ..system.files import BLOCK, write_all
+from . import headers
+from .headers import Headers, name_of
+
+
+class Sizes(NamedTuple):
+    """When a part ends, in bytes.
+
+    At ``most`` it ends before the next member; from ``least`` on, before one member of ``one_of``, chosen
+    by its name; from ``small`` on, before a member that begins a stored part. The data of a large member
+    is cut every ``cut`` bytes from its own start. So a part is hardly ever larger than ``most`` and ``cut``.
+    """
+
+    least: int = 4 << 20
+    most: int = 16 << 20
+    cut: int = 16 << 20
+    small: int = 1
+    one_of: int = 64
+
+
+INCREMENTAL: Final = Sizes()
+# A full backup joins what has become small.
+FULL: Final = Sizes(small=1 << 20)
+
+
+class Start(NamedTuple):
+    """How a part begins: with the header that ``name`` identifies, or in the data of that member.
+
+    ``cut`` tells how often the data was cut before, ``left`` how many bytes of it follow; 0 at a header.
+    """
+
+    name: bytes
+    cut: int = 0
+    left: int = 0
+
+
+class Part(NamedTuple):
+    """A stored part: the name of its file, its size in bytes, and how it begins."""
+
+    name: str
+    size: int
+    start: Start
+
+
+class Made(NamedTuple):
+    """A part that differs: the name of its file in the stage, its size in bytes, and how it begins.
+
+    ``replaces``: the stored part that begins in the same way.
+    """
+
+    name: str
+    size: int
+    start: Start
+    replaces: Part | None
+
+
+Open = Callable[[str], AbstractContextManager[int]]
+
+
+def compare(
+    blocks: Iterator[bytes], stored: Sequence[Part], opened: Open, stage: Directory, sizes: Sizes
+) -> Iterator[Part | Made]:
+    """Divide an archive, and yield its parts in order: stored ones that are the same, and others.
+
+    The others are written into ``stage``, as files ``new.N``, and nothing else is. ``opened`` opens a
+    stored part by its name. Raises Error if the blocks, whose sizes are multiples of 512 bytes, are not
+    a whole archive.
+    """
+    stream = _Stream(blocks)
+    state = Headers(sizes.cut)
+    ahead = _Ahead(stored)
+    made = 0
+    while not state.ended:
+        start = _start(stream, state)
+        before = ahead.take(start)
+        if before is not None:
+            after = _state_after(start, before, ahead.next(), sizes.cut)
+            if after is not None and (before.size >= sizes.small or after.ended):
+                same = _same(stream, before, opened)
+                if same == before.size:
+                    state = after
+                    yield before._replace(start=start)
+                    continue
+                stream.put_back(_beginning(before, same, opened))
+        name = f"new.{made}"
+        made += 1
+        with stage.create(name) as file:
+            for piece in _part(stream, state, ahead, sizes):
+                write_all(file, piece)
+            size = os.fstat(file).st_size
+        yield Made(name, size, start, before)
+    stream.finish()
+
+
+def parts(files: Iterable[tuple[str, int]], cut: int) -> Iterator[Part]:
+    """Yield the stored parts of an archive, given the names and descriptors of its files, in order.
+
+    ``cut`` is what it was in ``Sizes``. Raises Error if they are not one.
+    """
+    state = Headers(cut)
+    for name, file in files:
+        size = os.fstat(file).st_size
+        if state.ended:
+            raise Error(f"{name} follows the end of the archive")
+        block = b"" if state.left else os.pread(file, headers.BLOCK, 0)
+        yield Part(
+            name, size, Start(state.name, state.cut, state.left) if state.left else Start(name_of(block))
+        )
+        position = 0
+        while position < size and not state.ended:
+            if state.left:
+                step = state.step(size - position)
+                data = os.pread(file, step, position) if state.collects() else b""
+                position += step
+                if state.advance(step, data) and position < size:
+                    raise Error(f"{name} goes on where it should end")
+            else:
+                state.read(os.pread(file, headers.BLOCK, position))
+                position += headers.BLOCK
+
+
+class _Ahead:
+    """The stored parts that may still come: those after the last one that was taken."""
+
+    def __init__(self, stored: Sequence[Part]) -> None:
+        self._stored = stored
+        self._taken = 0
+        numbered = reversed([*enumerate(stored)])  # of two that begin alike, the first counts
+        self._places = {(part.start.name, part.start.cut): place for place, part in numbered}
+
+    def begins(self, name: bytes) -> bool:
+        """Whether the member begins one of them."""
+        return self._places.get((name, 0), -1) >= self._taken
+
+    def take(self, start: Start) -> Part | None:
+        """Take the one that begins like this, if there is one."""
+        place = self._places.get((start.name, start.cut), -1)
+        if place < self._taken:
+            return None
+        self._taken = place + 1
+        return self._stored[place]
+
+    def next(self) -> Part | None:
+        """The one after that which was taken; None at the end."""
+        return self._stored[self._taken] if self._taken < len(self._stored) else None
+
+
+def _start(stream: "_Stream", state: Headers) -> Start:
+    if state.left:
+        return Start(state.name, state.cut, state.left)
+    return Start(name_of(stream.peek()[: headers.BLOCK]))
+
+
+def _state_after(start: Start, part: Part, following: Part | None, cut: int) -> Headers | None:
+    """The state after a part that is the same as a stored one; None if that can't be told from it."""
+    if start.left > part.size:
+        return Headers(cut, start.name, start.cut + 1, start.left - cut) if part.size == cut else None
+    if start.left != part.start.left:
+        return None
+    if following is None:
+        state = Headers(cut)
+        state.ended = True
+        return state
+    begin = following.start
+    return Headers(cut, begin.name, begin.cut, begin.left) if begin.left else Headers(cut)
+
+
+def _same(stream: "_Stream", part: Part, opened: Open) -> int:
+    """Pass over what is the same as in a stored part, whole blocks. Returns how many bytes that is."""
+    offset = 0
+    with opened(part.name) as file:
+        while offset < part.size and (block := stream.peek()):
+            if len(block) > part.size - offset:
+                block = block[: part.size - offset]
+            if os.pread(file, len(block), offset) != block:
+                break
+            stream.skip(len(block))
+            offset += len(block)
+    return offset
+
+
+def _beginning(part: Part, count: int, opened: Open) -> Iterator[bytes]:
+    """Yield the first ``count`` bytes of a stored part."""
+    with opened(part.name) as file:
+        offset = 0
+        while offset < count:
+            block = os.pread(file, min(BLOCK, count - offset), offset)
+            if not block:
+                raise Error(f"{part.name} changed while it was read")
+            offset += len(block)
+            yield block
+
+
+def _part(stream: "_Stream", state: Headers, ahead: _Ahead, sizes: Sizes) -> Iterator[bytes]:
+    """Yield the stream up to where the part that begins here ends."""
+    held, is_over = 0, False
+    while not is_over:
+        block = stream.peek()
+        if not block:
+            raise Error("the archive ends too early")
+        end, is_over = _end(state, block, held, ahead, sizes)
+        yield block[:end]
+        stream.skip(end)
+        held += end
+
+
+def _end(state: Headers, block: bytes, held: int, ahead: _Ahead, sizes: Sizes) -> tuple[int, bool]:
+    """How much of a block belongs to a part that holds so much already, and whether that is over then."""
+    position, length = 0, len(block)
+    while position < length:
+        if state.left:
+            step = state.step(length - position)
+            data = block[position : position + step] if state.collects() else b""
+            position += step
+            if state.advance(step, data):
+                return position, True
+            continue
+        header = block[position : position + headers.BLOCK]
+        size = held + position
+        if size and not state.is_extended and (name := name_of(header)):
+            if size >= sizes.least and (size >= sizes.most or zlib.crc32(name) % sizes.one_of == 0):
+                return position, True
+            if size >= sizes.small and ahead.begins(name):
+                return position, True
+        state.read(header)
+        position += headers.BLOCK
+        if state.ended:
+            return position, True
+    return position, False
+
+
+class _Stream:
+    """Blocks, of which one is looked at before it is passed over."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._sources = [blocks]
+        self._rest = b""
+
+    def peek(self) -> bytes:
+        """What follows, empty at the end."""
+        while not self._rest and self._sources:
+            self._rest = next(self._sources[-1], b"")
+            if not self._rest:
+                self._sources.pop()
+        return self._rest
+
+    def skip(self, count: int) -> None:
+        """Pass over the beginning of what ``peek`` returned."""
+        self._rest = self._rest[count:]
+
+    def put_back(self, blocks: Iterator[bytes]) -> None:
+        """Let these come next."""
+        if self._rest:
+            self._sources.append(iter((self._rest,)))
+        self._sources.append(blocks)
+        self._rest = b""
+
+    def finish(self) -> None:
+        """Read the rest. Raises Error unless it is zeros."""
+        while block := self.peek():
+            if block.strip(b"\0"):
+                raise Error("the archive goes on after its end")
+            self._rest = b""
