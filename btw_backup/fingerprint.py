@@ -1,22 +1,24 @@
-"""Telling from inodes alone that a source is what it was, without reading its files.
+"""Telling from inodes alone that a source is what it was, or where it is not, without reading its files.
 
 Every change of a file's content, owner, mode, attributes or names changes its ctime, which no
 program can set (inode(7)).
 """
 
 import hashlib
+import json
 import os
-import re
-import stat
-import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
+from . import walk
+from .destination.record import Stretch
 from .programs.tar import Source, tar_command
 from .system import calls, children
 from .system.trust import opened_as_resolved
+from .walk import Tree
 
 # A change within the tick of the clock that a walk has seen gets the same timestamp, in ns.
 _TICK = 2 * 10**9
@@ -24,50 +26,101 @@ _TICK = 2 * 10**9
 # kernel's page_mkwrite). The kernel writes dirty pages after 30 s (vm.dirty_expire_centisecs); in ns.
 _WRITEBACK = 60 * 10**9
 
-# As soon as so many directories wait to be walked, so many processes share them. The digest depends on both.
-_WAITING = 64
+# A stretch ends after so many members, or with so many bytes of data. The digests depend on both.
+_MEMBERS = 1000
+_BYTES = 4 << 20
+_GROWN = 4
+# A walk of so many stretches is shared by so many processes.
+_SHARED = 8
 _SHARES = 4
 
 
-class Fingerprint(NamedTuple):
-    """A digest of all inodes of a source.
+class _Walked(NamedTuple):
+    """A stretch that was walked: where it starts, a digest, its newest timestamp in ns.
 
-    ``settled``: no timestamp is so young that a later change could get the same one. ``written``: none
-    is so young that a dirty page could hide a later change. ``is_on_one_device``: all of them are.
+    ``is_here``: it is all on the file system of the source.
     """
 
+    start: bytes
     digest: str
-    settled: bool
-    written: bool
-    is_on_one_device: bool
+    newest: int
+    is_here: bool
 
 
-def take(source: Source) -> Fingerprint | None:
-    """Walk the source. None if a part can't be examined, so that nothing can be told."""
+class Fingerprint(NamedTuple):
+    """What all inodes of a source are like, in stretches that follow one another, at the time ``started``.
+
+    ``options`` is a digest of what else the archive depends on; ``started`` is in ns.
+    """
+
+    options: str
+    walked: tuple[_Walked, ...]
+    started: int
+
+    @property
+    def digest(self) -> str:
+        """A digest of all of it."""
+        return hashlib.sha256(repr((self.options, [found[:2] for found in self.walked])).encode()).hexdigest()
+
+    @property
+    def settled(self) -> bool:
+        """Whether no timestamp is so young that a later change could get the same one."""
+        return all(self.started - found.newest > _TICK for found in self.walked)
+
+    def changed(self, options: str | None, stretches: Sequence[Stretch]) -> list[tuple[bytes, bytes | None]]:
+        """Where it differs from what was recorded: from which order on, and up to which; None is the end."""
+        known = {stretch.start: stretch.digest for stretch in stretches}
+        if options != self.options or not known.keys() <= {found.start for found in self.walked}:
+            return [(b"", None)]
+        found: list[tuple[bytes, bytes | None]] = []
+        stops = [*(walked.start for walked in self.walked[1:]), None]
+        for walked, stop in zip(self.walked, stops, strict=True):
+            if known.get(walked.start) != walked.digest:
+                if found and found[-1][1] == walked.start:
+                    found[-1] = (found[-1][0], stop)
+                else:
+                    found.append((walked.start, stop))
+        return found
+
+    def settle(self, source: Source) -> tuple[Stretch, ...]:
+        """Return what is to be recorded of the source as it was, without digests that are not certain.
+
+        If dirty pages could hide a later change, they are written now, which takes as long as the disk
+        needs; from then on a store into them changes the timestamps. Call it before tar reads.
+        """
+        ages = [self.started - found.newest for found in self.walked]
+        young = [_TICK < age <= _WRITEBACK for age in ages]
+        # What lies on another file system is not written.
+        here = [found.is_here for found in self.walked]
+        is_written = any(map(all, zip(young, here, strict=True))) and _write(source)
+        settled = []
+        for found, age in zip(self.walked, ages, strict=True):
+            least = _TICK if is_written and found.is_here else _WRITEBACK
+            settled.append(Stretch(found.start, found.digest if age > least else None))
+        return tuple(settled)
+
+
+def take(source: Source, starts: Sequence[bytes] = ()) -> Fingerprint | None:
+    """Walk the source. None if a part can't be examined, so that nothing can be told.
+
+    ``starts``: where the stretches of an earlier walk start, whose digests these are to be compared with.
+    """
     started = time.time_ns()
+    options = hashlib.sha256(os.fsencode("\0".join([source.directory, *tar_command(source)]))).hexdigest()
     try:
         with opened_as_resolved(source.directory) as top:
-            walk = _walked(source)
+            walked = _walk(Tree.of(source), [b"", *starts[1:]])
             # By descriptors it would take a third longer. Whoever exchanged it twice gains nothing but
             # a wrong digest of their own files.
             if not os.path.samestat(os.stat(source.directory), top.status()):
                 return None
     except OSError:
         return None
-    age = started - walk.newest_timestamp
-    return Fingerprint(walk.digest.hexdigest(), age > _TICK, age > _WRITEBACK, walk.is_on_one_device)
+    return Fingerprint(options, tuple(walked), started)
 
 
-def settle(mark: Fingerprint, source: Source) -> bool:
-    """Whether a change since the source was read is certain to give another fingerprint.
-
-    If dirty pages could hide one, they are written now, which takes as long as the disk needs; from
-    then on a store into them changes the timestamps. Call it after the walk, and before tar reads.
-    """
-    if mark.settled and mark.written:
-        return True
-    if not mark.settled or not mark.is_on_one_device:
-        return False
+def _write(source: Source) -> bool:
+    """Write everything that is dirty on the source's file system. Returns whether that succeeded."""
     try:
         with opened_as_resolved(source.directory) as directory:
             calls.syncfs(directory.fileno())
@@ -76,108 +129,88 @@ def settle(mark: Fingerprint, source: Source) -> bool:
     return True
 
 
-class _Tree(NamedTuple):
-    """What is walked: all but what is ``pruned``, and, with ``stays``, but what is on another ``device``."""
-
-    pruned: frozenset[bytes]
-    device: int
-    stays: bool
-
-
-class _Walk:
-    """A walk over the directories that are ``waiting``, and all below them.
-
-    ``digest`` is of all inodes that were met, ``newest_timestamp`` their newest, in ns;
-    ``is_on_one_device``: all of them were on that of the tree.
-    """
-
-    def __init__(self, tree: _Tree, waiting: list[bytes]) -> None:
-        self._tree = tree
-        self.waiting = waiting
-        self.digest = hashlib.blake2b()
-        self.newest_timestamp = 0
-        self.is_on_one_device = True
-
-    def add(self, name: bytes, inode: os.stat_result) -> None:
-        """Add an inode."""
-        self.digest.update(_described(name, inode))
-        self.newest_timestamp = max(self.newest_timestamp, inode.st_mtime_ns, inode.st_ctime_ns)
-
-    def go_on(self, most: int = sys.maxsize) -> None:
-        """Walk until nothing waits, or as many directories as ``most``."""
-        tree, waiting, digest = self._tree, self.waiting, self.digest
-        newest_timestamp, is_on_one_device = self.newest_timestamp, self.is_on_one_device
-        while 0 < len(waiting) < most:
-            directory = waiting.pop()
-            digest.update(directory + b"\0")
-            # As the directory has them: sorted, all would have to be kept. Another order of the same
-            # files is only taken for a change.
-            with os.scandir(directory) as entries:
-                for entry in entries:
-                    if tree.pruned and entry.path in tree.pruned:
-                        continue
-                    inode = entry.stat(follow_symlinks=False)
-                    digest.update(_described(entry.name, inode))
-                    newest_timestamp = max(newest_timestamp, inode.st_mtime_ns, inode.st_ctime_ns)
-                    here = inode.st_dev == tree.device
-                    if stat.S_ISDIR(inode.st_mode):
-                        if here or not tree.stays:
-                            waiting.append(entry.path)
-                    elif stat.S_ISLNK(inode.st_mode):
-                        digest.update(os.readlink(entry.path) + b"\0")
-                    is_on_one_device &= here or tree.stays
-        self.newest_timestamp, self.is_on_one_device = newest_timestamp, is_on_one_device
-
-    def share(self) -> None:
-        """Walk what waits, each share of it in a process of its own, the first in this one."""
-        first, *others = (partial(self._walk_share, self.waiting[n::_SHARES]) for n in range(_SHARES))
-        with ExitStack() as stack:
-            results = [stack.enter_context(children.beside(other)) for other in others]
-            for data in (first(), *(result() for result in results)):
-                newest_timestamp, is_on_one_device, digest = data.split(b" ", 2)
-                self.digest.update(digest)
-                self.newest_timestamp = max(self.newest_timestamp, int(newest_timestamp))
-                self.is_on_one_device &= is_on_one_device == b"1"
-        self.waiting = []
-
-    def _walk_share(self, share: list[bytes]) -> bytes:
-        """What goes through a pipe of a walk over some directories."""
-        walk = _Walk(self._tree, share)
-        walk.go_on()
-        return b"%d %d %b" % (walk.newest_timestamp, walk.is_on_one_device, walk.digest.digest())
-
-
-def _walked(source: Source) -> _Walk:
-    """A walk over all of the source. Raises OSError if a part can't be examined."""
-    # Names as bytes: decoding and encoding all of them would take as long as hashing them.
-    top = os.fsencode(source.directory)
-    root = os.stat(os.path.join(source.directory, source.member) if source.member else source.directory)
-    pruned = {os.path.join(top, os.fsencode(path)) for path in source.left_out}
-    pruned |= {os.path.join(top, os.fsencode(pattern[2:])) for pattern in filter(_is_path, source.exclude)}
-    tree = _Tree(frozenset(pruned), root.st_dev, source.one_file_system)
-    walk = _Walk(tree, [top] if stat.S_ISDIR(root.st_mode) else [])
-    walk.digest.update(os.fsencode("\0".join([source.directory, *tar_command(source)])))
-    walk.add(os.fsencode(source.member), root)
-    walk.go_on(_WAITING)
-    if walk.waiting:
-        walk.share()
-    return walk
-
-
-def _is_path(pattern: str) -> bool:
-    """Whether an EXCLUDE pattern names one path. Others are walked: that is never wrong, only slower."""
-    return pattern.startswith("./") and not re.search(r"[*?\[\\]", pattern)
-
-
-def _described(name: bytes, inode: os.stat_result) -> bytes:
-    return b"%b\0%d %d %d %d %d %d %d %d\0" % (
-        name,
-        inode.st_mode,
-        inode.st_uid,
-        inode.st_gid,
-        inode.st_size,
-        inode.st_ino,
-        inode.st_rdev,
-        inode.st_mtime_ns,
-        inode.st_ctime_ns,
+def _walk(tree: Tree, starts: list[bytes]) -> list[_Walked]:
+    """Walk everything; if it has many stretches, shares of it in a process of its own each."""
+    if len(starts) < _SHARED:
+        return _walk_share(tree, starts, None)
+    size = -(-len(starts) // _SHARES)
+    shares = [starts[at : at + size] for at in range(0, len(starts), size)]
+    stops = [*(share[0] for share in shares[1:]), None]
+    first, *others = (
+        partial(_walk_share, tree, share, stop) for share, stop in zip(shares, stops, strict=True)
     )
+    with ExitStack() as stack:
+        results = [stack.enter_context(children.beside(partial(_packed, other))) for other in others]
+        walked = first()
+        for result in results:
+            walked += [_Walked(bytes.fromhex(start), *rest) for start, *rest in json.loads(result())]
+    return walked
+
+
+def _packed(walk_share: Callable[[], list[_Walked]]) -> bytes:
+    """What goes through a pipe."""
+    return json.dumps([(found.start.hex(), *found[1:]) for found in walk_share()]).encode()
+
+
+def _walk_share(tree: Tree, starts: list[bytes], stop: bytes | None) -> list[_Walked]:
+    stretches = _Stretches(tree, starts)
+    stretches.add(walk.walk(tree, starts[0], stop))
+    return stretches.walked
+
+
+class _Stretches:
+    """Divides what is walked into stretches, at the ``starts`` that are given and where one is too long."""
+
+    def __init__(self, tree: Tree, starts: list[bytes]) -> None:
+        self.walked: list[_Walked] = []
+        self._device = tree.device
+        self._starts = [*reversed(starts)]
+        # Those of an earlier walk may grow somewhat.
+        self._most = 1 if len(starts) == 1 else _GROWN
+        self._begin(self._starts.pop())
+
+    def _begin(self, start: bytes) -> None:
+        self._start = start
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._newest = self._members = self._bytes = 0
+        self._is_here = True
+
+    def _end(self) -> None:
+        digest = self._digest.hexdigest()
+        self.walked.append(_Walked(self._start, digest, self._newest, self._is_here))
+
+    def add(self, entries: Iterator[walk.Entry]) -> None:
+        """Add all of these, and end the last stretch."""
+        for order, inode, link in entries:
+            while self._starts and order >= self._starts[-1]:
+                self._end()
+                self._begin(self._starts.pop())
+            if self._members >= self._most * _MEMBERS or self._bytes >= self._most * _BYTES:
+                self._end()
+                self._begin(order)
+            self._members += 1
+            self._bytes += inode.st_size
+            self._digest.update(
+                b"%b\0%d %d %d %d %d %d %d %d %b\0"
+                % (
+                    order,
+                    inode.st_mode,
+                    inode.st_uid,
+                    inode.st_gid,
+                    inode.st_size,
+                    inode.st_ino,
+                    inode.st_rdev,
+                    inode.st_mtime_ns,
+                    inode.st_ctime_ns,
+                    link,
+                )
+            )
+            newest = max(inode.st_mtime_ns, inode.st_ctime_ns)
+            if newest > self._newest:
+                self._newest = newest
+            if inode.st_dev != self._device:
+                self._is_here = False
+        self._end()
+        while self._starts:
+            self._begin(self._starts.pop())
+            self._end()

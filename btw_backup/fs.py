@@ -17,14 +17,17 @@ from .config import FsOptions, load_fs, load_general
 from .destination.append import NewPoint, NewTarball, Stored, closing_line
 from .destination.catalog import ENDING_OF, Backup
 from .destination.labels import ARCHIVE
-from .destination.newest import newest_archive
-from .destination.record import NOTHING_KNOWN, Record
+from .destination.newest import NewestArchive, newest_archive
+from .destination.record import NOTHING_KNOWN, Record, Stretch
 from .destination.writer import LockedDestination, working_on
 from .errors import INCOMPLETE, Error
 from .messages import Messages
 from .programs import compressors, versions
+from .programs.process import Result
 from .programs.tar import Source
+from .ranges import Range, Ranges, ranges_of
 from .source import examine_source
+from .system.directories import Directory
 from .times import format_moment
 
 EXAMPLE = "btw-backup fs -u backup: /etc /var/backups/etc"
@@ -82,35 +85,51 @@ def _back_up(
     messages: Messages,
 ) -> _Done:
     """Back up the source if it has changed."""
-    mark = fingerprint.take(source) if options.quick_check else None
     known = _known(destination, options.type)
-    if mark is not None and known.fingerprint == mark.digest:
+    starts = [stretch.start for stretch in known.stretches]
+    mark = fingerprint.take(source, starts) if options.quick_check else None
+    changed = None if mark is None else mark.changed(known.options, known.stretches)
+    if changed == []:
         _note_unchanged(destination, options, at)
         return _Done(None, 0, "")
-    # Inodes that differ are taken for a difference in the archive, which is then looked for last.
-    is_likely = options.quick_check and known.fingerprint is not None
-    settled = mark is not None and fingerprint.settle(mark, source)
-    is_tarball = options.type == "tar"
-    with (
-        messages.progress(_size(destination, options.type)) as advance,
-        archiving(source, digested=is_tarball, advance=advance) as archive,
-    ):
-        if is_tarball:
-            is_likely = options.quick_check and known.digest is not None
-            stored = _store_tarball(destination, archive, at, options, known.digest, is_likely)
-            stored_parts: Sequence[Part] = ()
-        else:
-            stored, stored_parts = _store_parts(destination, archive, at, options, work, known, is_likely)
-    if stored is None:
+    stretches: Sequence[Stretch] = () if mark is None else mark.settle(source)
+    back_up = _back_up_tarball if options.type == "tar" else _back_up_chain
+    read = back_up(destination, source, at, options, work, messages, known, changed)
+    if read.stored is None:
         _note_unchanged(destination, options, at)
-    if archive.result.status == 1:
-        for line in archive.result.stderr.splitlines():
-            note = destination.note_of_stored if stored else destination.note
+    if read.result.status == 1:
+        for line in read.result.stderr.splitlines():
+            note = destination.note_of_stored if read.stored else destination.note
             note(f"{format_moment(at)}: {line}")
-    told = mark.digest if mark is not None and settled and archive.result.status == 0 else None
-    tar = None if is_tarball else _tar()  # nobody asks which one made a tarball
-    destination.record(Record(told, archive.digest(), tar, stored_parts))
-    return _Done(stored, archive.size, archive.result.stderr if archive.result.status == 2 else "")
+    if read.result.status != 0:  # it may be what it was before a change, or after
+        stretches = _without(stretches, read.ranges)
+    options_known = None if mark is None else mark.options
+    destination.record(Record(options_known, read.digest, read.tar, read.parts, stretches))
+    return _Done(read.stored, read.size, read.result.stderr if read.result.status == 2 else "")
+
+
+class _Read(NamedTuple):
+    """What was read, and how tar ended; what was stored of it, None if nothing; what is known of it now.
+
+    ``size`` is in bytes. ``ranges``: what was read, None if that was everything.
+    """
+
+    result: Result
+    size: int
+    stored: Stored | None
+    digest: str | None = None
+    tar: str | None = None
+    parts: Sequence[Part] = ()
+    ranges: Ranges | None = None
+
+
+def _without(stretches: Sequence[Stretch], ranges: Ranges | None) -> list[Stretch]:
+    """The stretches, without the digests of those that were read."""
+    stops = [*(stretch.start for stretch in stretches[1:]), None]
+    return [
+        stretch._replace(digest=None) if ranges is None or ranges.hold(stretch.start, stop) else stretch
+        for stretch, stop in zip(stretches, stops, strict=False)
+    ]
 
 
 def _previous(destination: LockedDestination, type_: str) -> Backup | None:
@@ -146,65 +165,89 @@ def _note_unchanged(destination: LockedDestination, options: FsOptions, at: date
         destination.note_unchanged(at, options.limits)
 
 
-def _store_tarball(
+def _back_up_tarball(
     destination: LockedDestination,
-    archive: Archive,
-    at: datetime,
-    options: FsOptions,
-    known: str | None,
-    is_likely: bool,
-) -> Stored | None:
-    """Store the archive if it is not what the newest tarball holds; None if it is.
-
-    ``known`` is the SHA-256 of what that holds, if it is known.
-    """
-    blocks: Iterator[bytes] | None = archive.blocks()
-    backup = _previous(destination, "tar")
-    with ExitStack() as opened:
-        if backup is not None and not is_likely:
-            file = opened.enter_context(destination.stored_file(backup))
-            blocks = changed_blocks(archive, (file, backup.compression))
-        if blocks is None:
-            return None
-        tarball = opened.enter_context(NewTarball(destination, at, options.compression))
-        with compressors.compressing(tarball.file, options.compression) as packed:
-            for block in blocks:
-                packed.write(block)
-        compressors.check_ending(tarball.file, options.compression, archive.size)
-        if archive.digest() == known:
-            return None
-        return tarball.commit(archive.size)
-
-
-def _store_parts(
-    destination: LockedDestination,
-    archive: Archive,
+    source: Source,
     at: datetime,
     options: FsOptions,
     work: workdir.Workdir,
+    messages: Messages,
     known: Record,
-    is_likely: bool,
-) -> tuple[Stored | None, list[Part]]:
-    """Store the archive if it is not what the newest chain holds. Also return the parts of it."""
-    with (
-        newest_archive(destination, _previous(destination, "rdiff"), known.parts) as before,
-        workdir.staging(work) as stage,
-    ):
+    changed: Sequence[Range] | None,
+) -> _Read:
+    """Store the archive if it is not what the newest tarball holds."""
+    backup = _previous(destination, "tar")
+    with ExitStack() as opened:
+        advance = opened.enter_context(messages.progress(_size(destination, "tar")))
+        archive = opened.enter_context(archiving(source, digested=True, advance=advance))
+        blocks: Iterator[bytes] | None = archive.blocks()
+        # Inodes that differ are taken for a difference in the archive, which is then looked for last.
+        if backup is not None and (changed is None or known.digest is None):
+            file = opened.enter_context(destination.stored_file(backup))
+            blocks = changed_blocks(archive, (file, backup.compression))
+        stored = None
+        if blocks is not None:
+            tarball = opened.enter_context(NewTarball(destination, at, options.compression))
+            with compressors.compressing(tarball.file, options.compression) as packed:
+                for block in blocks:
+                    packed.write(block)
+            compressors.check_ending(tarball.file, options.compression, archive.size)
+            if archive.digest() != known.digest:
+                stored = tarball.commit(archive.size)
+        return _Read(archive.result, archive.size, stored, archive.digest())
+
+
+def _back_up_chain(
+    destination: LockedDestination,
+    source: Source,
+    at: datetime,
+    options: FsOptions,
+    work: workdir.Workdir,
+    messages: Messages,
+    known: Record,
+    changed: Sequence[Range] | None,
+) -> _Read:
+    """Store the parts of the archive that are not those of the newest chain."""
+    tar = _tar()
+    with ExitStack() as opened:
+        before = opened.enter_context(
+            newest_archive(destination, _previous(destination, "rdiff"), known.parts)
+        )
         afresh = before.unusable
-        if known.tar not in (None, _tar()):
+        if known.tar not in (None, tar):
             # Its headers may all be written otherwise: as many differences as there are files.
-            afresh = f"tar is now {_tar()}, and the newest backup was made by {known.tar}"
-        with NewPoint(
-            destination, stage, at, options.limits, shares=options.share_parts, afresh=afresh
-        ) as point:
-            if is_likely:
+            afresh = f"tar is now {tar}, and the newest backup was made by {known.tar}"
+        stage = opened.enter_context(workdir.staging(work))
+        point = opened.enter_context(
+            NewPoint(destination, stage, at, options.limits, shares=options.share_parts, afresh=afresh)
+        )
+        ranges = None
+        if changed is not None and known.options is not None:
+            point.prepare()  # something has changed, most likely
+            if not point.is_full:
+                ranges = opened.enter_context(ranges_of(source, before.parts, changed))
+        read = [slice(*run) for run in ranges.runs] if ranges else [slice(None)]
+        expected = sum(part.size for run in read for part in before.parts[run])
+        advance = opened.enter_context(messages.progress(expected or None))
+        archive = opened.enter_context(
+            archiving(source, digested=False, advance=advance, names=ranges.names if ranges else None)
+        )
+        found = []
+        sizes = parts.FULL if point.is_full else parts.INCREMENTAL
+        for part in _compared(archive, before, ranges, stage, sizes):
+            if isinstance(part, Made):
                 point.prepare()
-            sizes = parts.FULL if point.is_full else parts.INCREMENTAL
-            found = []
-            for part in parts.compare(archive.blocks(), before.parts, before.open, stage, sizes):
-                if isinstance(part, Made):
-                    point.prepare()
-                found.append(part)
-            if found == before.parts:
-                return None, before.parts
-            return point.commit_archive(found, before.parts)
+            found.append(part)
+        stored, now = None, before.parts
+        if any(isinstance(part, Made) for part in found) or len(found) != len(before.parts):
+            stored, now = point.commit_archive(found, before.parts)
+        size = sum(part.size for part in now)
+    return _Read(archive.result, size, stored, None, tar, now, ranges)
+
+
+def _compared(
+    archive: Archive, before: NewestArchive, ranges: Ranges | None, stage: Directory, sizes: parts.Sizes
+) -> Iterator[Part | Made]:
+    if ranges is None:
+        return parts.compare(archive.blocks(), before.parts, before.open, stage, sizes)
+    return parts.compare_some(archive.blocks(), before.parts, ranges.runs, before.open, stage, sizes)

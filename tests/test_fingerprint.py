@@ -10,11 +10,20 @@ from pathlib import Path
 import pytest
 
 from btw_backup import fingerprint
+from btw_backup.destination.record import Stretch
 from btw_backup.programs.tar import Source
+from btw_backup.walk import order_of
 
 
-def take(src: Path) -> fingerprint.Fingerprint | None:
-    return fingerprint.take(Source(str(src), "", (), (), False))
+def take(
+    src: Path, starts: list[bytes] | None = None, *, stays: bool = False
+) -> fingerprint.Fingerprint | None:
+    """Walk it, and once more in the stretches of that; or in those that ``starts`` gives."""
+    source = Source(str(src), "", (), (), stays)
+    if starts is None:
+        first = fingerprint.take(source)
+        starts = [walked.start for walked in first.walked] if first else []
+    return fingerprint.take(source, starts)
 
 
 def test_times_in_the_future_are_never_settled(settled_sources: Iterator[Path]) -> None:
@@ -30,8 +39,9 @@ def test_times_in_the_future_are_never_settled(settled_sources: Iterator[Path]) 
 
 
 @pytest.fixture
-def broad(tmp_path: Path) -> Path:
-    """A tree with so many directories that several processes walk it."""
+def broad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tree with so many members that several processes walk it."""
+    monkeypatch.setattr(fingerprint, "_MEMBERS", 20)
     src = tmp_path / "broad"
     for number in range(100):
         (src / f"{number:03}" / "sub").mkdir(parents=True)
@@ -40,12 +50,19 @@ def broad(tmp_path: Path) -> Path:
 
 
 def test_a_change_is_seen_in_every_part_of_a_broad_tree(broad: Path) -> None:
-    seen = [take(broad)]
-    assert seen == [take(broad)]
+    first = take(broad)
+    assert first is not None and len(first.walked) > 10
+    starts = [walked.start for walked in first.walked]
+    seen = [take(broad, starts)]
     for path in sorted(broad.glob("*/sub/file")):
         path.chmod(0o600)
-        seen.append(take(broad))
-    assert None not in seen
+        seen.append(take(broad, starts))
+        before, now = seen[-2:]
+        assert before is not None and now is not None
+        known = [Stretch(*walked[:2]) for walked in before.walked]
+        [(start, stop)] = now.changed(before.options, known)
+        place = order_of(os.fsencode(path.relative_to(broad)))
+        assert start <= place and (stop is None or place < stop)
     assert len({found.digest for found in seen if found is not None}) == 101
 
 
@@ -70,29 +87,32 @@ def test_a_part_of_a_broad_tree_stays_on_one_file_system(broad: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", mounted], check=True)
     try:
         (mounted / "there").touch()
-        before = fingerprint.take(Source(str(broad), "", (), (), True)), take(broad)
+        before = take(broad, stays=True), take(broad)
         (mounted / "there").chmod(0o600)
-        after = fingerprint.take(Source(str(broad), "", (), (), True)), take(broad)
+        after = take(broad, stays=True), take(broad)
     finally:
         subprocess.run(["umount", mounted], check=True)
-    assert before[1] != after[1]
-    assert before[0] is not None and after[0] is not None
-    assert before[0].digest == after[0].digest
+    assert None not in (*before, *after)
+    digests = [found.digest for found in (*before, *after) if found is not None]
+    assert digests[0] == digests[2] and digests[1] != digests[3]
 
 
 def test_a_part_of_a_broad_tree_that_cannot_be_walked_cannot_be_told(
     broad: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = os.scandir
+    first = take(broad)
+    assert first is not None
+    starts = [walked.start for walked in first.walked]
+    real = os.listdir
     for number in range(100):  # whichever of the processes it is that fails
 
-        def scandir(path: bytes, name: bytes = b"/%03d/sub" % number) -> Iterator[os.DirEntry[bytes]]:
+        def listdir(path: bytes, name: bytes = b"/%03d/sub" % number) -> list[bytes]:
             if name in path:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             return real(path)
 
-        monkeypatch.setattr(os, "scandir", scandir)
-        assert take(broad) is None
+        monkeypatch.setattr(os, "listdir", listdir)
+        assert take(broad, starts) is None
 
 
 def test_what_cannot_be_walked_cannot_be_told(src: Path) -> None:

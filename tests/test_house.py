@@ -15,7 +15,7 @@ FLOORS = [
     {"cli"},
     COMMANDS,
     {"arguments", "monitoring", "offsite"},
-    {"config", "options", "hooks", "workdir", "source", "fingerprint"},
+    {"config", "options", "hooks", "workdir", "source", "walk", "fingerprint", "ranges"},
     {"destination"},
     {"archive"},
     {"programs"},

@@ -14,6 +14,7 @@ _ZEROS = bytes(BLOCK)
 # An archive ends with two of them.
 END: Final = 2 * _ZEROS
 _SIZE = re.compile(rb"(?:^|\n)\d+ size=(\d+)\n")
+_RECORD = re.compile(rb"(\d+) ([^=]+)=")
 _EXTENSIONS = (b"x", b"g")
 _HARD_LINK = b"1"
 
@@ -96,6 +97,39 @@ class Headers:
 def name_of(header: bytes) -> bytes:
     """What identifies a header: its name fields, in which a long name is cut short."""
     return header[:100].rstrip(b"\0") + header[345:500].rstrip(b"\0")
+
+
+def path_at(block: bytes) -> bytes | None:
+    """The path of the member whose headers a block begins with, as a walk of the source has it.
+
+    That is without ``./`` and a slash at its end, empty for the source itself. None if the block does not
+    hold enough to tell it.
+    """
+    header = block[:BLOCK]
+    told: dict[bytes, bytes] = {}
+    while header[156:157] in _EXTENSIONS:
+        size = _number(header[124:136])
+        end = BLOCK - (-size // BLOCK) * BLOCK
+        if len(block) < end + BLOCK:
+            return None
+        told |= records(block[BLOCK : BLOCK + size])
+        block = block[end:]
+        header = block[:BLOCK]
+    prefix = header[345:500].rstrip(b"\0")
+    name = header[:100].rstrip(b"\0")
+    path = told.get(b"path") or (prefix + b"/" + name if prefix else name)
+    return b"" if path in (b".", b"./") else path.removeprefix(b"./").rstrip(b"/")
+
+
+def records(data: bytes) -> dict[bytes, bytes]:
+    """The records of a pax header: keywords and their values (pax(1), Extended Header)."""
+    found: dict[bytes, bytes] = {}
+    position = 0
+    while match := _RECORD.match(data, position):
+        end = position + int(match[1])
+        found[match[2]] = data[match.end() : end - 1]
+        position = max(end, match.end())
+    return found
 
 
 def _number(field: bytes) -> int:

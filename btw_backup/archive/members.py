@@ -1,6 +1,5 @@
 """The members of an archive in parts, found from header to header without reading their data."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -13,7 +12,6 @@ Read = Callable[[int, int], bytes]
 Range = tuple[int, int]
 
 _HARD_LINK = b"1"
-_PAX = re.compile(rb"(\d+) ([^=]+)=")
 
 
 class Member(NamedTuple):
@@ -53,7 +51,7 @@ def members(read: Read) -> Iterator[Member]:
             return
         position += headers.BLOCK
         if state.is_extended:
-            told |= _told(read(position, state.left))
+            told |= headers.records(read(position, state.left))
         elif header.strip(b"\0"):
             name = told.get(b"path") or _name(header)
             link = told.get(b"linkpath") or header[157:257].rstrip(b"\0")
@@ -106,14 +104,3 @@ def _add(ranges: list[Range], member: Member) -> None:
 def _name(header: bytes) -> bytes:
     name, prefix = header[:100].rstrip(b"\0"), header[345:500].rstrip(b"\0")
     return prefix + b"/" + name if prefix else name
-
-
-def _told(data: bytes) -> dict[bytes, bytes]:
-    """The records of a pax header: keywords and their values (pax(1), Extended Header)."""
-    found: dict[bytes, bytes] = {}
-    position = 0
-    while match := _PAX.match(data, position):
-        end = position + int(match[1])
-        found[match[2]] = data[match.end() : end - 1]
-        position = max(end, match.end())
-    return found

@@ -8,6 +8,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from itertools import count
 from typing import Final, NamedTuple
 
 from ..errors import Error
@@ -32,6 +33,10 @@ class Sizes(NamedTuple):
     one_of: int = 64
 
 
+# What identifies the headers of the source's own member.
+_TOP: Final = (b"./PaxHeaders/.", b"./")
+# More than the headers of a member take, but for those of the oddest.
+_BEGINNING: Final = 1 << 16
 INCREMENTAL: Final = Sizes()
 # A full backup joins what has become small.
 FULL: Final = Sizes(small=1 << 20)
@@ -41,11 +46,13 @@ class Start(NamedTuple):
     """How a part begins: with the header that ``name`` identifies, or in the data of that member.
 
     ``cut`` tells how often the data was cut before, ``left`` how many bytes of it follow; 0 at a header.
+    ``path`` is that of the member, relative to the source, None if it is not known.
     """
 
     name: bytes
     cut: int = 0
     left: int = 0
+    path: bytes | None = None
 
 
 class Part(NamedTuple):
@@ -81,29 +88,73 @@ def compare(
     a whole archive.
     """
     stream = _Stream(blocks)
+    yield from _compared(stream, stored, opened, stage, sizes, count())
+    stream.finish()
+
+
+def compare_some(
+    blocks: Iterator[bytes],
+    stored: Sequence[Part],
+    some: Sequence[tuple[int, int]],
+    opened: Open,
+    stage: Directory,
+    sizes: Sizes,
+) -> Iterator[Part | Made]:
+    """Do the same with an archive of the members of some stored parts only; the others stay as they are.
+
+    ``some``: the first of them, and the one after the last, for each run of such parts. In the archive the
+    source's own member comes before each run, and before the first there may be others, which are left out.
+    """
+    stream, numbers = _Stream(blocks), count()
+    while not _is_at_top(stream):
+        _discard(stream)
+    at = 0
+    for first, end in some:
+        _discard(stream)
+        yield from stored[at:first]
+        others_follow = end < len(stored)
+        is_empty = first > 0 and others_follow and _is_at_end(stream)
+        if not is_empty:
+            yield from _compared(stream, stored[first:end], opened, stage, sizes, numbers, others_follow)
+        at = end
+    yield from stored[at:]
+    stream.finish()
+
+
+def _compared(
+    stream: "_Stream",
+    stored: Sequence[Part],
+    opened: Open,
+    stage: Directory,
+    sizes: Sizes,
+    numbers: Iterator[int],
+    others_follow: bool = False,
+) -> Iterator[Part | Made]:
+    """Compare what comes with stored parts. If others follow them, it ends before the source's own member."""
     state = Headers(sizes.cut)
     ahead = _Ahead(stored)
-    made = 0
+    is_first = True
     while not state.ended:
+        if others_follow and not state.left and not is_first and _is_at_end(stream):
+            return
+        is_first = False
         start = _start(stream, state)
         before = ahead.take(start)
         if before is not None:
-            after = _state_after(start, before, ahead.next(), sizes.cut)
+            after = _state_after(start, before, ahead.next(), sizes.cut, others_follow)
             if after is not None and (before.size >= sizes.small or after.ended):
                 same = _same(stream, before, opened)
                 if same == before.size:
                     state = after
-                    yield before._replace(start=start)
+                    yield before._replace(start=start._replace(path=start.path or before.start.path))
                     continue
                 stream.put_back(_beginning(before, same, opened))
-        name = f"new.{made}"
-        made += 1
+        name = f"new.{next(numbers)}"
         with stage.create(name) as file:
-            for piece in _part(stream, state, ahead, sizes):
+            for piece in _part(stream, state, ahead, sizes, others_follow):
                 write_all(file, piece)
             size = os.fstat(file).st_size
         yield Made(name, size, start, before)
-    stream.finish()
 
 
 def parts(files: Iterable[tuple[str, int]], cut: int) -> Iterator[Part]:
@@ -116,10 +167,11 @@ def parts(files: Iterable[tuple[str, int]], cut: int) -> Iterator[Part]:
         size = os.fstat(file).st_size
         if state.ended:
             raise Error(f"{name} follows the end of the archive")
-        block = b"" if state.left else os.pread(file, headers.BLOCK, 0)
-        yield Part(
-            name, size, Start(state.name, state.cut, state.left) if state.left else Start(name_of(block))
-        )
+        block = b"" if state.left else os.pread(file, _BEGINNING, 0)
+        if state.left:
+            yield Part(name, size, Start(state.name, state.cut, state.left))
+        else:
+            yield Part(name, size, Start(name_of(block[: headers.BLOCK]), path=headers.path_at(block)))
         position = 0
         while position < size and not state.ended:
             if state.left:
@@ -162,10 +214,13 @@ class _Ahead:
 def _start(stream: "_Stream", state: Headers) -> Start:
     if state.left:
         return Start(state.name, state.cut, state.left)
-    return Start(name_of(stream.peek()[: headers.BLOCK]))
+    block = stream.peek(_BEGINNING)
+    return Start(name_of(block[: headers.BLOCK]), path=headers.path_at(block))
 
 
-def _state_after(start: Start, part: Part, following: Part | None, cut: int) -> Headers | None:
+def _state_after(
+    start: Start, part: Part, following: Part | None, cut: int, others_follow: bool
+) -> Headers | None:
     """The state after a part that is the same as a stored one; None if that can't be told from it."""
     if start.left > part.size:
         return Headers(cut, start.name, start.cut + 1, start.left - cut) if part.size == cut else None
@@ -173,7 +228,7 @@ def _state_after(start: Start, part: Part, following: Part | None, cut: int) -> 
         return None
     if following is None:
         state = Headers(cut)
-        state.ended = True
+        state.ended = not others_follow
         return state
     begin = following.start
     return Headers(cut, begin.name, begin.cut, begin.left) if begin.left else Headers(cut)
@@ -205,20 +260,55 @@ def _beginning(part: Part, count: int, opened: Open) -> Iterator[bytes]:
             yield block
 
 
-def _part(stream: "_Stream", state: Headers, ahead: _Ahead, sizes: Sizes) -> Iterator[bytes]:
+def _is_at_top(stream: "_Stream") -> bool:
+    """Whether the source's own member comes. Raises Error if nothing comes."""
+    block = stream.peek()
+    if not block:
+        raise Error("the archive ends too early")
+    return name_of(block[: headers.BLOCK]) in _TOP
+
+
+def _is_at_end(stream: "_Stream") -> bool:
+    """Whether the members of a run of parts end here."""
+    return _is_at_top(stream) or not stream.peek()[: headers.BLOCK].strip(b"\0")
+
+
+def _discard(stream: "_Stream") -> None:
+    """Pass over a member."""
+    state = Headers()
+    while True:
+        block = stream.peek()
+        if len(block) < headers.BLOCK:
+            raise Error("the archive ends too early")
+        if state.left:
+            step = state.step(len(block))
+            state.advance(step, block[:step] if state.collects() else b"")
+            stream.skip(step)
+        else:
+            state.read(block[: headers.BLOCK])
+            stream.skip(headers.BLOCK)
+        if not state.left and not state.is_extended:
+            return
+
+
+def _part(
+    stream: "_Stream", state: Headers, ahead: _Ahead, sizes: Sizes, others_follow: bool
+) -> Iterator[bytes]:
     """Yield the stream up to where the part that begins here ends."""
     held, is_over = 0, False
     while not is_over:
         block = stream.peek()
         if not block:
             raise Error("the archive ends too early")
-        end, is_over = _end(state, block, held, ahead, sizes)
+        end, is_over = _end(state, block, held, ahead, sizes, others_follow)
         yield block[:end]
         stream.skip(end)
         held += end
 
 
-def _end(state: Headers, block: bytes, held: int, ahead: _Ahead, sizes: Sizes) -> tuple[int, bool]:
+def _end(
+    state: Headers, block: bytes, held: int, ahead: _Ahead, sizes: Sizes, others_follow: bool
+) -> tuple[int, bool]:
     """How much of a block belongs to a part that holds so much already, and whether that is over then."""
     position, length = 0, len(block)
     while position < length:
@@ -231,7 +321,10 @@ def _end(state: Headers, block: bytes, held: int, ahead: _Ahead, sizes: Sizes) -
             continue
         header = block[position : position + headers.BLOCK]
         size = held + position
-        if size and not state.is_extended and (name := name_of(header)):
+        name = name_of(header)
+        if others_follow and size and not state.is_extended and (not name or name in _TOP):
+            return position, True
+        if size and not state.is_extended and name:
             if size >= sizes.least and (size >= sizes.most or zlib.crc32(name) % sizes.one_of == 0):
                 return position, True
             if size >= sizes.small and ahead.begins(name):
@@ -250,11 +343,12 @@ class _Stream:
         self._sources = [blocks]
         self._rest = b""
 
-    def peek(self) -> bytes:
-        """What follows, empty at the end."""
-        while not self._rest and self._sources:
-            self._rest = next(self._sources[-1], b"")
-            if not self._rest:
+    def peek(self, least: int = 1) -> bytes:
+        """What follows: not less than that, but at the end, where it is empty."""
+        while len(self._rest) < least and self._sources:
+            block = next(self._sources[-1], b"")
+            self._rest += block
+            if not block:
                 self._sources.pop()
         return self._rest
 

@@ -9,7 +9,7 @@ from typing import IO, cast
 from ..errors import Error
 from ..programs import process
 from ..programs.compressors import decompressed
-from ..programs.tar import Source, tar_command
+from ..programs.tar import FAILED, Source, tar_command, tar_command_for_names
 from ..system.files import BLOCK
 from ..system.trust import opened_as_resolved
 
@@ -20,8 +20,11 @@ _END = bytes(1024)
 class Archive:
     """A running tar whose stream is read block by block. Made by ``archiving``."""
 
-    def __init__(self, program: process.Program, digested: bool, advance: Callable[[int], None]) -> None:
+    def __init__(
+        self, program: process.Program, digested: bool, advance: Callable[[int], None], named: bool
+    ) -> None:
         self._program = program
+        self._named = named
         self._advance = advance
         self._tail = b""
         self._hash = hashlib.sha256() if digested else None
@@ -42,7 +45,8 @@ class Archive:
                 self._hash.update(block)
             self._tail = (self._tail + block)[-len(_END) :] if len(block) < len(_END) else block[-len(_END) :]
             yield block
-        self.result = self._program.wait().check((0, 1, 2))
+        result = self._program.wait().check((0, 1, 2))
+        self.result = _with_vanished(result) if self._named else result
         if self._tail != _END or "not recoverable" in self.result.stderr:
             raise Error("tar did not finish the archive", stderr=self.result.stderr)
 
@@ -52,17 +56,37 @@ class Archive:
 
 
 @contextmanager
-def archiving(source: Source, *, digested: bool, advance: Callable[[int], None]) -> Iterator[Archive]:
-    """Run tar over the source.
+def archiving(
+    source: Source, *, digested: bool, advance: Callable[[int], None], names: int | None = None
+) -> Iterator[Archive]:
+    """Run tar over the source, or over those members whose ``names`` an open file holds.
 
     ``digested``: what is read is hashed; ``advance`` is called with the size of each block.
     """
     with (
         opened_as_resolved(source.directory) as top,
-        process.Program(tar_command(source), stdout=process.PIPE, cwd=top) as program,
+        process.Program(
+            tar_command(source) if names is None else tar_command_for_names(source),
+            stdin=process.DEVNULL if names is None else names,
+            stdout=process.PIPE,
+            cwd=top,
+        ) as program,
     ):
         process.widen(program.stdout)
-        yield Archive(program, digested, advance)
+        yield Archive(program, digested, advance, names is not None)
+
+
+# What tar prints of a named member that has vanished, and then about its exit.
+_VANISHED = (": No such file or directory", FAILED)
+
+
+def _with_vanished(result: process.Result) -> process.Result:
+    """The result as it is if tar itself finds a member and that has vanished: 1, and no failure."""
+    lines = result.stderr.splitlines()
+    if result.status == 2 and all(line.endswith(_VANISHED) for line in lines):
+        told = "".join(f"{line}\n" for line in lines if not line.endswith(FAILED))
+        return result._replace(status=1, stderr=told)
+    return result
 
 
 class _Reader:

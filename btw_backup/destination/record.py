@@ -15,16 +15,28 @@ _NAME = "newest"
 _UNKNOWN = "-"
 
 
-class Record(NamedTuple):
-    """What is known of the newest backup: the source's fingerprint, the archive's SHA-256, tar's version.
+class Stretch(NamedTuple):
+    """Members that follow one another in the archive, from the one with the order ``start`` on.
 
-    Each is None if it is not known. ``parts`` are those of a chain's archive.
+    ``digest`` is of their inodes, None if it would not reveal every later change.
     """
 
-    fingerprint: str | None
+    start: bytes
+    digest: str | None
+
+
+class Record(NamedTuple):
+    """What is known of the newest backup: the options of its walk, the archive's SHA-256, tar's version.
+
+    Each is None if it is not known. ``parts`` are those of a chain's archive, ``stretches`` those of the
+    walk.
+    """
+
+    options: str | None
     digest: str | None
     tar: str | None
     parts: Sequence[Part] = ()
+    stretches: Sequence[Stretch] = ()
 
 
 NOTHING_KNOWN = Record(None, None, None)
@@ -50,14 +62,16 @@ def read(private: Directory, of: str) -> Record:
     fields = first.split(" ")
     if fields[0] != of:
         return NOTHING_KNOWN
-    fingerprint, archive, tar = (None if field == _UNKNOWN else field for field in fields[1:])
-    return Record(fingerprint, archive, tar, [_part(line) for line in others])
+    options, archive, tar = (None if field == _UNKNOWN else field for field in fields[1:4])
+    parts, stretches = others[: int(fields[4])], others[int(fields[4]) :]
+    return Record(options, archive, tar, [*map(_part, parts)], [*map(_stretch, stretches)])
 
 
 def write(known: Record, scratch: Directory, private: Directory, of: str) -> None:
     """Remember it, prepared in the directory ``scratch``. If there is no room the next run reads more."""
-    fields = [of, *(field or _UNKNOWN for field in known[:3])]
-    text = "\n".join([" ".join(fields), *map(_line, known.parts), ""]).encode()
+    fields = [of, *(field or _UNKNOWN for field in known[:3]), str(len(known.parts))]
+    stretches = [f"{stretch.digest or _UNKNOWN} {_quoted(stretch.start)}" for stretch in known.stretches]
+    text = "\n".join([" ".join(fields), *map(_line, known.parts), *stretches, ""]).encode()
     with suppress(OSError):
         with scratch.create(_NAME) as fd:
             write_all(fd, hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
@@ -66,9 +80,24 @@ def write(known: Record, scratch: Directory, private: Directory, of: str) -> Non
 
 def _line(part: Part) -> str:
     start = part.start
-    return f"{part.name} {part.size} {start.cut} {start.left} {quote_from_bytes(start.name)}"
+    path = _UNKNOWN if start.path is None else _quoted(start.path)
+    return f"{part.name} {part.size} {start.cut} {start.left} {path} {_quoted(start.name)}"
 
 
 def _part(line: str) -> Part:
-    name, size, cut, left, member = line.split(" ")
-    return Part(name, int(size), Start(unquote_to_bytes(member), int(cut), int(left)))
+    name, size, cut, left, path, member = line.split(" ")
+    start = Start(_unquoted(member), int(cut), int(left), None if path == _UNKNOWN else _unquoted(path))
+    return Part(name, int(size), start)
+
+
+def _stretch(line: str) -> Stretch:
+    digest, start = line.split(" ")
+    return Stretch(_unquoted(start), None if digest == _UNKNOWN else digest)
+
+
+def _quoted(text: bytes) -> str:
+    return f"'{quote_from_bytes(text)}'"  # never empty, nor what stands for the unknown
+
+
+def _unquoted(text: str) -> bytes:
+    return unquote_to_bytes(text[1:-1])

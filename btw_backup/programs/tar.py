@@ -15,7 +15,8 @@ TAG = "NOBACKUP-TAG"
 _READING = ("--file=-", f"--blocking-factor={BLOCK // 512}", "--read-full-records")
 
 # What tar prints about requested members that are not there, and then about its exit.
-_PASSED_OVER = (": Not found in archive", "Exiting with failure status due to previous errors")
+FAILED = "Exiting with failure status due to previous errors"
+_PASSED_OVER = (": Not found in archive", FAILED)
 
 
 class Source(NamedTuple):
@@ -48,6 +49,16 @@ def tar_command(source: Source) -> list[str]:
     argv += ["--no-anchored", "--wildcards"]
     argv += [f"--exclude={pattern}" for pattern in source.exclude]
     return [*argv, f"./{source.member}" if source.member else "."]
+
+
+def tar_command_for_names(source: Source) -> list[str]:
+    """Return the command for members whose names, each with a NUL after it, come on standard input.
+
+    In the order of a walk with sorted names, they give what ``tar_command`` does; only a hard link is
+    stored as a file if the first of its names is not among them.
+    """
+    # What excludes a directory also excludes what is in it only before --no-recursion.
+    return [*tar_command(source)[:-1], "--no-recursion", "--null", "--verbatim-files-from", "--files-from=-"]
 
 
 class Unpacking:

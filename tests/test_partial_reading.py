@@ -1,0 +1,199 @@
+"""An incremental reads only what inodes say has changed, as a user meets it."""
+
+import os
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from .helpers import trees
+from .helpers.destinations import joined, mounted, tree
+from .helpers.running import Btw, Gate, Result, break_bubblewrap, command, replacing
+from .helpers.small_parts import REPLACED
+
+DONE = Result(0, "", "")
+
+
+class Setup(NamedTuple):
+    """A source with a chain, and what tar was last told to read: nothing if that was everything."""
+
+    btw: Btw
+    src: Path
+    dst: Path
+    config: Path
+    names: Path
+    env: dict[str, str]
+
+    def back_up(self) -> None:
+        self.names.unlink(missing_ok=True)
+        assert self.btw("fs", self.src, self.dst, env=self.env) == DONE
+
+    def read(self) -> list[str]:
+        if not self.names.exists():
+            return []
+        return os.fsdecode(self.names.read_bytes()).split("\0")[:-1]
+
+    def restored(self, to: Path) -> dict[str, bytes]:
+        assert self.btw("fs-restore", self.dst, to) == DONE
+        return tree(to)
+
+    def archive(self, to: Path) -> bytes:
+        [chain] = self.dst.glob("2*")
+        return joined(chain, to).read_bytes()
+
+
+@pytest.fixture
+def setup(config_dir: Path, tmp_path: Path, dst: Path) -> Iterator[Setup]:
+    src = tmp_path / "src"
+    for number in range(200):
+        path = src / f"{number // 20:02}" / f"{number:03}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(random.randbytes(1000))
+    btw = replacing(config_dir, {**REPLACED, "fingerprint._MEMBERS": "4"})
+    assert btw("fs-init", "--type", "rdiff", src, "it").status == 0
+    [config] = config_dir.glob("*/config.py")
+    wrapped = tmp_path / "bin"
+    wrapped.mkdir()
+    break_bubblewrap(wrapped)
+    (wrapped / "tar").write_text(
+        f'#!/bin/sh\ncase "$*" in *files-from=-) cat >"{tmp_path}/names"; exec {shutil.which("tar")} "$@" '
+        f'<"{tmp_path}/names";; esac\nexec {shutil.which("tar")} "$@"\n'
+    )
+    (wrapped / "tar").chmod(0o755)
+    made = Setup(btw, src, dst, config, tmp_path / "names", {"PATH": f"{wrapped}:{os.environ['PATH']}"})
+    time.sleep(2.1)  # younger timestamps are never trusted
+    made.back_up()
+    assert made.read() == []
+    yield made
+
+
+def whole(source: Path) -> bytes:
+    """What tar writes of the source now, up to the end of the archive."""
+    argv = ["tar", "--create", "--file=-", "--format=posix", "--blocking-factor=1", "--sort=name"]
+    argv += ["--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime"]
+    argv += ["--acls", "--xattrs", "--xattrs-include=*", "--sparse", "--sparse-version=0.0"]
+    argv += ["--exclude-tag=NOBACKUP-TAG", "."]
+    return subprocess.run(argv, cwd=source, stdout=subprocess.PIPE, check=True).stdout
+
+
+def test_only_the_parts_around_a_change_are_read(setup: Setup, tmp_path: Path) -> None:
+    (setup.src / "05" / "110").write_bytes(b"changed")
+    time.sleep(2.1)
+    setup.back_up()
+    assert "./05/110" in setup.read() and len(setup.read()) < 25
+    assert setup.archive(tmp_path / "archive") == whole(setup.src)
+    assert setup.restored(tmp_path / "target") == tree(setup.src)
+    assert setup.btw("verify", setup.dst) == DONE
+
+
+def test_what_is_young_is_read_again_and_nothing_else(setup: Setup, tmp_path: Path) -> None:
+    (setup.src / "05" / "110").write_bytes(b"changed")
+    setup.back_up()
+    setup.back_up()
+    assert "./05/110" in setup.read() and len(setup.read()) < 25
+    time.sleep(2.1)
+    setup.back_up()
+    setup.back_up()
+    assert setup.read() == []
+    assert setup.archive(tmp_path / "archive") == whole(setup.src)
+
+
+@pytest.mark.parametrize("why", ["full", "options", "record", "without quick check", "half of it"])
+def test_everything_is_read_if_need_be(setup: Setup, tmp_path: Path, why: str) -> None:
+    more = {
+        "full": "MAX_INCREMENTAL_COUNT = 0\n",
+        "options": "EXCLUDE = ['*.none']\n",
+        "without quick check": "QUICK_CHECK = False\n",
+    }
+    with setup.config.open("a") as file:
+        file.write(more.get(why, ""))
+    if why == "record":
+        (setup.dst / ".btw-backup" / "newest").unlink()
+    for number in range(0, 200, 200 if why != "half of it" else 10):
+        (setup.src / f"{number // 20:02}" / f"{number:03}").write_bytes(b"changed")
+    time.sleep(2.1)
+    setup.back_up()
+    assert setup.read() == []
+    assert setup.restored(tmp_path / "target") == tree(setup.src)
+
+
+def test_a_full_backup_finds_what_no_inode_shows(setup: Setup, tmp_path: Path) -> None:
+    """Rot in a part is not seen by an incremental that does not read it, but by the next full backup."""
+    [chain] = setup.dst.glob("2*")
+    for number, option in enumerate(("", "MAX_INCREMENTAL_COUNT = 0\n")):
+        with setup.config.open("a") as file:
+            file.write(option)
+        (setup.src / "05" / "110").write_bytes(b"changed %d" % number)
+        setup.back_up()
+        if number == 0:
+            part = chain / "backup.tar.0003"
+            with part.open("r+b") as file_of_part:
+                file_of_part.seek(2000)
+                file_of_part.write(b"rot")
+    assert setup.restored(tmp_path / "target") == tree(setup.src)
+
+
+def test_a_member_vanishes_before_tar_reads_it(setup: Setup, tmp_path: Path) -> None:
+    victim = setup.src / "05" / "111"
+    (setup.src / "05" / "110").write_bytes(b"changed")
+    gate = Gate(tmp_path / "gate", "tar")
+    argv = [*replaced_command(setup), "fs", str(setup.src), str(setup.dst)]
+    with subprocess.Popen(argv, env={**os.environ, **gate.env}, stderr=subprocess.PIPE) as running:
+        gate.reached()
+        victim.unlink()
+        (setup.src / "05" / "new").write_bytes(b"new")
+        gate.open()
+        assert running.wait(60) == 0
+        assert running.stderr is not None and running.stderr.read() == b""
+    setup.back_up()
+    assert setup.restored(tmp_path / "target") == tree(setup.src)
+    assert setup.archive(tmp_path / "archive") == whole(setup.src)
+
+
+def replaced_command(setup: Setup) -> list[str]:
+    config = str(setup.config.parent.parent)
+    return [*command({**REPLACED, "fingerprint._MEMBERS": "4"}), "--config-dir", config]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+@pytest.mark.parametrize("stays", [True, False])
+def test_another_file_system_below_the_source(setup: Setup, tmp_path: Path, stays: bool) -> None:
+    """Dirty pages there are not written: only what is a minute old counts as unchanged later."""
+    with setup.config.open("a") as file:
+        file.write(f"ONE_FILE_SYSTEM = {stays}\n")
+    with mounted("-t", "tmpfs", "none", setup.src / "03"):
+        (setup.src / "03" / "there").write_bytes(b"there")
+        time.sleep(2.1)
+        setup.back_up()
+        (setup.src / "02" / "059").write_bytes(b"changed")
+        (setup.src / "04" / "080").write_bytes(b"changed")
+        time.sleep(2.1)
+        setup.back_up()
+        assert "./02/059" in setup.read() and "./03" in setup.read()
+        expected = tree(setup.src)
+        if stays:
+            expected = {name: data for name, data in expected.items() if not name.startswith("03/")}
+        assert setup.restored(tmp_path / "target") == expected
+
+
+def test_everything_odd(setup: Setup, tmp_path: Path) -> None:
+    trees.build(setup.src / "odd")
+    time.sleep(2.1)
+    setup.back_up()
+    for number, name in enumerate(("plain", trees.NEWLINE, trees.NOT_UTF8, "sparse", f"{trees.LONG}/file")):
+        with open(setup.src / "odd" / name, "ab") as file:
+            file.write(b"more")
+        time.sleep(2.1)
+        setup.back_up()
+        assert setup.archive(tmp_path / f"archive {number}") == whole(setup.src), name
+    trees.assert_same(setup.src, _target(setup, tmp_path))
+
+
+def _target(setup: Setup, tmp_path: Path) -> Path:
+    assert setup.btw("fs-restore", setup.dst, tmp_path / "target") == DONE
+    return tmp_path / "target"
