@@ -26,8 +26,8 @@ def changing(bench: Bench) -> Iterator[Row]:
     trees.mixed(many, bench.scale.broad, bench.scale.broad * 10_000)
     settle()
     for name, tree, change, what, limit in (
-        ("A", bench.trees["A"], _one_file(bench.trees["A"]), "one file", 0.9),
-        ("B", bench.trees["B"], _one_place(bench.trees["B"]), "1 MB", 1.3),
+        ("A", bench.trees["A"], one_file(bench.trees["A"]), "one file", 0.9),
+        ("B", bench.trees["B"], one_place(bench.trees["B"]), "1 MB", 1.3),
         ("C", many, _some_files(many), f"500 of {bench.scale.broad:,} files", 1.0),
     ):
         place = bench.place(f"changing-{name}")
@@ -45,12 +45,15 @@ def changing(bench: Bench) -> Iterator[Row]:
     shutil.rmtree(many)
 
 
-def _one_file(tree: Path) -> Callable[[], None]:
+def one_file(tree: Path) -> Callable[[], None]:
+    """Change one small file."""
     files = sorted(path for path in tree.glob("*/*") if path.stat().st_size > 100)
     return lambda: changed(files[len(files) // 2])
 
 
-def _one_place(tree: Path) -> Callable[[], None]:
+def one_place(tree: Path) -> Callable[[], None]:
+    """Change one megabyte of a large file."""
+
     def change() -> None:
         with (tree / "large-3").open("r+b") as file:
             file.seek(random.randrange(file.seek(0, os.SEEK_END) - _MB))
@@ -78,7 +81,7 @@ def _room(name: str, ours: Ours, change: Callable[[], None]) -> Iterator[Row]:
     """What one more changed run takes of the disks."""
     change()
     chain = ours.newest()
-    used, before = _size(ours.dst), _files(chain)
+    used, before = size(ours.dst), _files(chain)
     older = sum(path.stat().st_size for path in chain.glob("rdiff-backup-data/increments/*.gz"))
     most = _watched(ours.stage(), ours.backup().run)
     after = _files(chain)
@@ -90,7 +93,7 @@ def _room(name: str, ours: Ours, change: Callable[[], None]) -> Iterator[Row]:
         + sum(size for size, _ in after.values())
         - sum(size for size, _ in before.values())
     )
-    grown = _size(ours.dst) - used
+    grown = size(ours.dst) - used
     yield counted(
         f"staged, {name}",
         "2 × what differs",
@@ -109,7 +112,7 @@ def _files(chain: Path) -> dict[str, tuple[int, int]]:
     return {path.name: (path.stat().st_size, path.stat().st_ino) for path in chain.glob("backup.tar*")}
 
 
-def _size(top: Path) -> int:
+def size(top: Path) -> int:
     """What du(1) says, in bytes: a hard link counts once."""
     return int(subprocess.check_output(["du", "-s", "-B1", top]).split()[0])
 
@@ -135,7 +138,7 @@ def _watched(directory: Path, run: Callable[[], object]) -> int:
 def sharing(bench: Bench) -> Iterator[Row]:
     """A full backup that shares, beside an incremental."""
     place, tree = bench.place("sharing"), bench.trees["A"]
-    change = _one_file(tree)
+    change = one_file(tree)
     incremental, full = (
         Ours(place / "incremental", tree, "rdiff"),
         Ours(place / "full", tree, "rdiff", None, _SHARING),
@@ -145,12 +148,12 @@ def sharing(bench: Bench) -> Iterator[Row]:
     mine, theirs = bench.in_turn(full.backup(change), incremental.backup(change))
     yield compared("full that shares, A, one file changed / incremental", mine, theirs, 1.5)
     before, known = (
-        _size(full.dst),
+        size(full.dst),
         {inode for chain in full.dst.glob("2*") for _, inode in _files(chain).values()},
     )
     full.backup(change).run()
     differ = sum(size for size, inode in _files(full.newest()).values() if inode not in known)
-    grown = _size(full.dst) - before
+    grown = size(full.dst) - before
     yield counted(
         "disk that a full backup adds, A",
         "what differs + 2 MB",

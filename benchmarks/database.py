@@ -8,9 +8,11 @@ from tests.helpers.postgres_servers import INSTALLATIONS, Server
 
 from .cases import Bench
 from .measure import BTW_BACKUP, Task, shell
-from .table import Row, compared
+from .subjects import ENDLESS
+from .table import Row, compared, counted
 
 _DATABASE = "benchmark"
+_CHANGING = "changing"
 _ROW = 1000
 _ROWS_AT_ONCE = 50_000
 # A part that hardly compresses and a part that compresses well, below the size of TOAST.
@@ -20,6 +22,10 @@ INSERT INTO measured
 SELECT number, (SELECT string_agg(md5(number || ' ' || part), '') FROM generate_series(1, 14) AS part),
        repeat(md5((number % 100)::text) || ' and the same again; ', 9)
 FROM generate_series({start} + 1, {stop}) AS number;
+"""
+_ITEMS = """
+INSERT INTO items SELECT n, md5(n::text) || md5((n * 7)::text) || md5((n * 13)::text), n % 9973
+FROM generate_series(1, {rows}) AS n;
 """
 
 
@@ -39,9 +45,35 @@ def database(bench: Bench) -> Iterator[Row]:
         size = bench.scale.database // 1_000_000
         yield compared(f"db, unchanged, {size:,} MB / pg_dump -Fc", mine, theirs, 1.4)
         _expect_one_chain(dst)
+        yield from _changed(bench, server, place)
     finally:
         server.stop()
         shutil.rmtree(place)
+
+
+def _changed(bench: Bench, server: Server, place: Path) -> Iterator[Row]:
+    """Changed runs, of a million short rows of which a thousand are updated."""
+    rows = bench.scale.database // _ROW
+    server.psql(f"CREATE DATABASE {_CHANGING}")
+    server.psql("CREATE TABLE items (id int PRIMARY KEY, name text, price numeric)", _CHANGING)
+    server.psql(_ITEMS.format(rows=rows), _CHANGING)
+    dst, config = place / "changing", place / "config"
+    dst.mkdir()
+    (config / f"{_CHANGING}.py").write_text(ENDLESS)
+    env = server.as_superuser
+
+    def change() -> None:
+        server.psql(f"UPDATE items SET price = price + 1 WHERE id % {rows // 1000} = 7", _CHANGING)
+
+    alone = place / "alone.dump"
+    ours = Task([BTW_BACKUP, "--config-dir", config, "db", _CHANGING, dst], change, env=env)
+    dump = Task(shell(f'pg_dump -Fc --compress=0 {_CHANGING} > "{alone}"'), env=env)
+    ours.run()
+    mine, theirs = bench.in_turn(ours, dump)
+    yield compared(f"db, changed, 1,000 of {rows:,} rows / pg_dump --compress=0", mine, theirs, 1.25)
+    increments = [path.stat().st_size for path in dst.glob("2*/rdiff-backup-data/increments/*")]
+    share = max(increments) / alone.stat().st_size
+    yield counted("increment of that", "7 % of the dump", f"{100 * share:.1f} %", share < 0.07)
 
 
 def programs() -> list[str]:

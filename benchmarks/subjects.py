@@ -16,7 +16,7 @@ from .measure import BTW_BACKUP, Task, shell
 # Longer than the time in which a file could change without a new timestamp.
 _SETTLING = 2.5
 # Chains never end, so each changed run of a benchmark adds an incremental.
-_ENDLESS = "MAX_INCREMENTAL_COUNT = 100000\nMAX_INCREMENTAL_SPAN = '10000d'\n"
+ENDLESS = "MAX_INCREMENTAL_COUNT = 100000\nMAX_INCREMENTAL_SPAN = '10000d'\n"
 
 
 class Ours:
@@ -32,7 +32,7 @@ class Ours:
         call(self._argv("fs-init", "--type", kind, source, "benchmark"))
         (working_directory,) = self.config_dir.iterdir()
         with (working_directory / "config.py").open("a") as file:
-            file.write("\n" + _ENDLESS + options)
+            file.write("\n" + ENDLESS + options)
 
     def backup(self, prepare: Callable[[], None] = lambda: None) -> Task:
         """A backup."""

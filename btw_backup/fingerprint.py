@@ -57,16 +57,6 @@ class Fingerprint(NamedTuple):
     walked: tuple[_Walked, ...]
     started: int
 
-    @property
-    def digest(self) -> str:
-        """A digest of all of it."""
-        return hashlib.sha256(repr((self.options, [found[:2] for found in self.walked])).encode()).hexdigest()
-
-    @property
-    def settled(self) -> bool:
-        """Whether no timestamp is so young that a later change could get the same one."""
-        return all(self.started - found.newest > _TICK for found in self.walked)
-
     def changed(self, options: str | None, stretches: Sequence[Stretch]) -> list[tuple[bytes, bytes | None]]:
         """Where it differs from what was recorded: from which order on, and up to which; None is the end."""
         known = {stretch.start: stretch.digest for stretch in stretches}
