@@ -14,7 +14,7 @@ from .archive.parts import Made, Part
 from .archive.stream import Archive, archiving, changed_blocks
 from .arguments import add_destination, add_owner, add_wait
 from .config import FsOptions, load_fs, load_general
-from .destination.append import NewPoint, NewTarball, Stored, closing_line
+from .destination.append import NewPoint, NewTarball, Stored, Uncompared, closing_line
 from .destination.catalog import ENDING_OF, Backup
 from .destination.labels import ARCHIVE
 from .destination.newest import NewestArchive, newest_archive
@@ -94,7 +94,10 @@ def _back_up(
         return _Done(None, 0, "")
     stretches: Sequence[Stretch] = () if mark is None else mark.settle(source)
     back_up = _back_up_tarball if options.type == "tar" else _back_up_chain
-    read = back_up(destination, source, at, options, work, messages, known, changed)
+    try:
+        read = back_up(destination, source, at, options, work, messages, known, changed)
+    except Uncompared:
+        read = back_up(destination, source, at, options, work, messages, known, None)
     if read.stored is None:
         _note_unchanged(destination, options, at)
     if read.result.status == 1:
@@ -240,7 +243,7 @@ def _back_up_chain(
             found.append(part)
         stored, now = None, before.parts
         if any(isinstance(part, Made) for part in found) or len(found) != len(before.parts):
-            stored, now = point.commit_archive(found, before.parts)
+            stored, now = point.commit_archive(found, before.parts, compared=ranges is None)
         size = sum(part.size for part in now)
     return _Read(archive.result, size, stored, None, tar, now, ranges)
 

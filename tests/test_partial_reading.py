@@ -61,7 +61,9 @@ def setup(config_dir: Path, tmp_path: Path, dst: Path) -> Iterator[Setup]:
     wrapped.mkdir()
     break_bubblewrap(wrapped)
     (wrapped / "tar").write_text(
-        f'#!/bin/sh\ncase "$*" in *files-from=-) cat >"{tmp_path}/names"; exec {shutil.which("tar")} "$@" '
+        f'#!/bin/sh\ncalls="{tmp_path}/calls"\n'
+        'case "$*" in *--create*from=-) echo some;; *--create*) echo all;; esac >>"$calls"\n'
+        f'case "$*" in *files-from=-) cat >"{tmp_path}/names"; exec {shutil.which("tar")} "$@" '
         f'<"{tmp_path}/names";; esac\nexec {shutil.which("tar")} "$@"\n'
     )
     (wrapped / "tar").chmod(0o755)
@@ -158,6 +160,25 @@ def test_a_member_vanishes_before_tar_reads_it(setup: Setup, tmp_path: Path) -> 
 def replaced_command(setup: Setup) -> list[str]:
     config = str(setup.config.parent.parent)
     return [*command({**REPLACED, "fingerprint._MEMBERS": "4"}), "--config-dir", config]
+
+
+def test_a_new_chain_is_compared_with_all_of_the_source(setup: Setup, tmp_path: Path) -> None:
+    """rdiff-backup can't add to the chain, after only some of the source was read."""
+    keeper = tmp_path / "bin" / "rdiff-backup"
+    keeper.write_text(
+        "#!/bin/sh\nfor chain; do :; done\n"
+        '[ ! -d "$chain/rdiff-backup-data" ] || { cat >/dev/null; exit 1; }\n'
+        f'exec {shutil.which("rdiff-backup")} "$@"\n'
+    )
+    keeper.chmod(0o755)
+    (setup.src / "05" / "110").write_bytes(b"changed")
+    result = setup.btw("fs", setup.src, setup.dst, env=setup.env)
+    assert result.status == 0 and "cannot add to the chain" in result.err
+    assert "./05/110" in setup.read()
+    calls = (tmp_path / "calls").read_text().split()
+    assert calls[-2:] == ["some", "all"]
+    assert len([*setup.dst.glob("2*")]) == 2
+    assert setup.restored(tmp_path / "target") == tree(setup.src)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")

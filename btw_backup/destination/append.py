@@ -42,6 +42,10 @@ def closing_line(stored: Stored | None, of: int, seconds: float) -> str:
     return f"{stored.kind} {time}: {size(stored.size)} stored of {size(of)}, {seconds:.1f} s"
 
 
+class Uncompared(Exception):
+    """A new chain must begin, for which everything has to be compared with the source."""
+
+
 class NewPoint:
     """A point of a chain, being added: files staged in ``stage``, and others that stay as they are.
 
@@ -72,6 +76,7 @@ class NewPoint:
         # The chain that nothing can be added to, and why.
         self._broken = backup.name if backup is not None and backup.interrupted else None
         self._working: WorkingChain | None = None
+        self._is_compared = True
         self._running = ExitStack()
 
     def __enter__(self) -> Self:
@@ -91,23 +96,21 @@ class NewPoint:
         return self._working
 
     def commit_archive(
-        self, found: Sequence[Part | Made], before: Sequence[Part]
+        self, found: Sequence[Part | Made], before: Sequence[Part], *, compared: bool
     ) -> tuple[Stored, list[Part]]:
         """Store the parts of an archive; ``before`` are those of the newest point. Also return its parts now.
 
-        Raises like ``commit``.
+        ``compared``: those that stay were compared with the source. Otherwise Uncompared is raised if they
+        would have to go into a new chain. Raises like ``commit`` besides.
         """
+        self._is_compared = compared
         try:
             names = labels.names(found, before)
         except labels.Exhausted as error:
+            if not compared:
+                raise Uncompared from error
             self._start_afresh(str(error))
-            names = labels.names(
-                [
-                    part._replace(replaces=None) if isinstance(part, Made) else Made(*part, None)
-                    for part in found
-                ],
-                [],
-            )
+            names = labels.names([Made(part.name, part.size, part.start, None) for part in found], [])
         changed, kept = [], {}
         for part, name in zip(found, names, strict=True):
             if isinstance(part, Made):
@@ -165,6 +168,8 @@ class NewPoint:
         if destination.scratch.is_full():
             raise error
         self._running.close()  # remove the failed attempt first: its room may be needed
+        if not self._is_compared:
+            raise Uncompared from error
         self._broken = f"{self._copied.name} ({error})"
         self._copied = None
         self.is_full = True
