@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from typing import IO, NamedTuple
 
 from ..errors import Error
-from ..system.files import BLOCK
+from ..system.files import BLOCK, write_all
 
 _MAGIC = 0x72730236
 _END = 0x00
@@ -116,19 +116,19 @@ def _unpacked(version: int, size: int, opened: ExitStack) -> int:
     most = 2 * size + _SLACK  # commands and literals; what somebody has doctored could be endless
     if os.fstat(version).st_size > most:
         raise Damaged("it is too large for its content")
-    scratch = opened.enter_context(tempfile.TemporaryFile())
+    scratch = opened.enter_context(tempfile.TemporaryFile()).fileno()
     with open(os.dup(version), "rb") as packed:
         packed.seek(0)
         try:
             unpacked = gzip.open(packed)
             while block := unpacked.read(BLOCK):
-                scratch.write(block)
-                if scratch.tell() > most:
+                # Not into a buffer: closing the file would write it, and fail once more if the disk is full.
+                write_all(scratch, block)
+                if os.lseek(scratch, 0, os.SEEK_CUR) > most:
                     raise Damaged("it is too large for its content")
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise Damaged(str(error)) from error
-    scratch.flush()
-    return scratch.fileno()
+    return scratch
 
 
 def _followed(delta: int, newer: Content, size: int) -> list[Piece]:
