@@ -603,7 +603,7 @@ def test_the_confinement_alone_holds(
     land: Land, btw: Btw, backup: Callable[[], Result], config_dir: Path
 ) -> None:
     plant_files_to_delete(land, fill(land, btw, backup, "rdiff"), "T%H-%M-%S")
-    unchecked = replacing(config_dir, {"destination.chain.check": "lambda chain: None"})
+    unchecked = replacing(config_dir, {"destination.allowlist.check": "lambda chain: None"})
     before = land.canaries()
     result = unchecked("fs", "-u", USER, land.src, land.dst)
     assert land.canaries() == before

@@ -8,7 +8,7 @@ from typing import Self
 from ..errors import Error
 from ..system.directories import Directory
 from ..times import format_moment, latest_moment
-from . import catalog, contents
+from . import catalog, contents, points
 from .catalog import Backup, Chosen
 
 _TRIES = 5
@@ -56,9 +56,9 @@ class Destination:
         with ExitStack() as stack:
             for _ in range(_TRIES):
                 try:
-                    content = stack.enter_context(contents.opened(self.directory, chosen))
+                    content = stack.enter_context(points.opened(self.directory, chosen))
                     break
-                except contents.Gone:
+                except points.Gone:
                     self.rescan()
                     chosen = self._again(chosen)
             else:

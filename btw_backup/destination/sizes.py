@@ -13,6 +13,7 @@ from ..errors import Error
 from ..system.directories import Directory
 from . import chain
 from .catalog import Backup, scan
+from .metadata import Metadata
 
 # The size of a compressed tarball's archive, in decimal digits, as an extended attribute.
 _SIZE = "user.btw-backup.size"
@@ -85,7 +86,7 @@ def _measure_chain(backup: Backup, top: Directory, counted: set[tuple[int, int]]
         if data.holds(chain.INCREMENTS):
             with data.open(chain.INCREMENTS) as increments:
                 sizes += _sizes_by_moment(increments)
-        metadata, mirrors = chain.Metadata(data), chain.mirror_names(top)
+        metadata, mirrors = Metadata(data), chain.mirror_names(top)
         for point in backup.points:
             assert point.stamp is not None
             stored = sizes[chain.moment(point.stamp)]
@@ -105,7 +106,7 @@ def _uncounted(top: Directory, counted: set[tuple[int, int]]) -> int:
     return size
 
 
-def _recorded(metadata: chain.Metadata, stamp: str, mirrors: list[str]) -> int | None:
+def _recorded(metadata: Metadata, stamp: str, mirrors: list[str]) -> int | None:
     """The size of what a point holds; None if its metadata are missing, damaged or unreadable."""
     try:
         files = metadata.files(stamp, mirrors)

@@ -13,8 +13,9 @@ from ..programs import process, rdiff_backup
 from ..system.directories import Directory
 from ..system.files import BLOCK, same_content
 from ..system.trees import Linked, link_tree
-from . import chain, contents
+from . import allowlist, chain, points
 from .chain import Unusable
+from .metadata import Metadata
 
 _NOTHING_LINKED = Linked(set(), 0)
 
@@ -60,7 +61,7 @@ class WorkingChain:
             if not self._has_points(data, [*map(chain.moment, self._older), self._time]):
                 raise failure
             names = sorted([*changed, *kept])
-            known = chain.Metadata(data).files(chain.read_state(data.names()).stamps[-1], names)
+            known = Metadata(data).files(chain.read_state(data.names()).stamps[-1], names)
             if chain.mirror_names(self.directory) != names or [*known] != names:
                 raise failure
             if any(not os.path.samestat(self.directory.status(name), before[name]) for name in kept):
@@ -116,7 +117,7 @@ class WorkingChain:
         if not is_hashed:
             with ExitStack() as files:
                 try:
-                    contents.of_chain(self.directory, stamp, files).write_to(lambda block: None)
+                    points.of_chain(self.directory, stamp, files).write_to(lambda block: None)
                 except Error as error:
                     raise Unusable(*error.lines, stderr=error.stderr) from error
         return True
@@ -157,6 +158,6 @@ def working_chain(
         linked = _NOTHING_LINKED
         if copied is not None:
             linked = link_tree(copied, made, chain.is_linkable, left_out=chain.is_temporary, strict=True)
-            chain.check(made)
+            allowlist.check(made)
         with rdiff_backup.backing_up(stage, private, chain_name, time) as back_up:
             yield WorkingChain(made, linked, back_up, stage, time)

@@ -58,7 +58,7 @@ def command(replaced: Mapping[str, str]) -> list[str]:
 def replacing(config_dir: Path, replaced: dict[str, str]) -> Callable[..., Result]:
     """Return a function like the fixture ``btw``, with names of the program replaced by expressions.
 
-    They are ``module.name``, below btw_backup: ``{"destination.chain.check_metadata": "lambda *args:
+    They are ``module.name``, below btw_backup: ``{"destination.allowlist.check": "lambda chain:
     None"}``. One that doesn't exist is an error. A name that another module has imported is replaced
     there. The expression may use ``module``.
     """
