@@ -46,7 +46,8 @@ def test_parts_are_the_archive(
         for part, content in zip(store.parts, store.contents(), strict=True):
             assert part.size == len(content)
             assert part.name in made or before[part.name] == content
-            assert part.start.left or content[257:262] == b"ustar"
+            # The end of the archive may be a part of its own.
+            assert part.start.left or content[257:262] == b"ustar" or not content.strip(b"\0")
         assert store.add(archive, SMALL) == []
     shutil.rmtree(top)
 

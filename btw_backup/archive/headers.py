@@ -27,7 +27,10 @@ class Headers:
     """
 
     def __init__(self, every: int = sys.maxsize, name: bytes = b"", cut: int = 0, left: int = 0) -> None:
-        """Begin with a header, or in the data of a member, which is cut ``every`` so many bytes."""
+        """Begin with a header, or in the data of a member.
+
+        Data that is longer is cut ``every`` so many bytes, before the first of them, too.
+        """
         self._every = every
         self.name = name
         self.cut = cut
@@ -40,12 +43,15 @@ class Headers:
         self._size: int | None = None
         self._zeros = 0
 
-    def read(self, header: bytes) -> None:
-        """Read the header, 512 bytes, that follows the data before. Raises Error if it is none."""
+    def read(self, header: bytes) -> bool:
+        """Read the header, 512 bytes, that follows the data before. Returns whether it is cut after it.
+
+        Raises Error if it is none.
+        """
         if header == _ZEROS:
             self._zeros += 1
             self.ended = self._zeros == 2
-            return
+            return False
         if self._zeros or header[257:262] != b"ustar":
             raise Error("this is not an archive of GNU tar's format posix")
         kind = header[156:157]
@@ -63,9 +69,11 @@ class Headers:
             if kind == _HARD_LINK:
                 size = 0
             self.is_extended = False
-        self.cut = 0
         self.left = -(-size // BLOCK) * BLOCK
         self._until_cut = self._every
+        # A header changes with the time of its file, most of the data may stay.
+        self.cut = int(self.left > self._every and not self.is_extended)
+        return self.cut > 0
 
     def step(self, available: int) -> int:
         """How many of the bytes that follow are data up to its end, or to where it is cut."""
@@ -103,7 +111,7 @@ def path_at(block: bytes) -> bytes | None:
     """The path of the member whose headers a block begins with, as a walk of the source has it.
 
     That is without ``./`` and a slash at its end, empty for the source itself. None if the block does not
-    hold enough to tell it.
+    hold enough to tell it, or the archive ends.
     """
     header = block[:BLOCK]
     told: dict[bytes, bytes] = {}
@@ -115,6 +123,8 @@ def path_at(block: bytes) -> bytes | None:
         told |= records(block[BLOCK : BLOCK + size])
         block = block[end:]
         header = block[:BLOCK]
+    if header == _ZEROS:  # the end of the archive
+        return None
     prefix = header[345:500].rstrip(b"\0")
     name = header[:100].rstrip(b"\0")
     path = told.get(b"path") or (prefix + b"/" + name if prefix else name)

@@ -23,7 +23,8 @@ class Sizes(NamedTuple):
 
     At ``most`` it ends before the next member; from ``least`` on, before one member of ``one_of``, chosen
     by its name; from ``small`` on, before a member that begins a stored part. The data of a large member
-    is cut every ``cut`` bytes from its own start. So a part is hardly ever larger than ``most`` and ``cut``.
+    is cut at its start, and every ``cut`` bytes from there. So a part is hardly ever larger than ``most``
+    and ``cut``.
     """
 
     least: int = 4 << 20
@@ -181,8 +182,10 @@ def parts(files: Iterable[tuple[str, int]], cut: int) -> Iterator[Part]:
                 if state.advance(step, data) and position < size:
                     raise Error(f"{name} goes on where it should end")
             else:
-                state.read(os.pread(file, headers.BLOCK, position))
+                is_cut = state.read(os.pread(file, headers.BLOCK, position))
                 position += headers.BLOCK
+                if is_cut and position < size:
+                    raise Error(f"{name} goes on where it should end")
 
 
 class _Ahead:
@@ -329,9 +332,9 @@ def _end(
                 return position, True
             if size >= sizes.small and ahead.begins(name):
                 return position, True
-        state.read(header)
+        is_cut = state.read(header)
         position += headers.BLOCK
-        if state.ended:
+        if is_cut or state.ended:
             return position, True
     return position, False
 
