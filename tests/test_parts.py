@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,6 +132,34 @@ def test_data_that_looks_like_headers(tmp_path: Path) -> None:
     assert store.examined() == store.parts
 
 
+def test_headers_in_the_data_of_a_file_do_not_lead_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner could otherwise have root restore it in the place of another file."""
+    monkeypatch.setattr("btw_backup.archive.members.FULL", SMALL_FULL)
+    fake = tarfile.TarInfo("./bigger")
+    fake.size = 100
+    source = tmp_path / "source"
+    for number in range(30):
+        write(source / f"many{number:02}", 1500, number)
+    (source / "big").write_bytes((fake.tobuf(tarfile.PAX_FORMAT) + b"false".ljust(512)) * 40)
+    write(source / "bigger", 100, 0)
+    store = Store(tmp_path / "store")
+    data = archived(source)
+    store.add(data, SMALL)
+    sizes = [part.size for part in store.parts]
+    assert sizes.count(SMALL.cut) > 3
+
+    def read(at: int, length: int) -> bytes:
+        return data[at : at + length]
+
+    for name in ("bigger", "big", "many05", "many29"):
+        [(start, end)] = select(read, sizes, [f"./{name}"]).ranges
+        assert data[start : start + 512].startswith(b"./PaxHeaders/" + name.encode() + b"\0")
+        assert data[start:end].rstrip(b"\0").endswith((source / name).read_bytes().rstrip(b"\0"))
+    assert select(read, sizes, ["./nothing"]).ranges == []
+
+
 def test_a_size_that_only_a_pax_header_tells(tmp_path: Path) -> None:
     """A member of more than 8 GiB, all of which is a hole here."""
     source = tmp_path / "source"
@@ -217,6 +246,6 @@ def test_members_are_those_that_tar_lists(source: Path, tmp_path: Path) -> None:
     assert [member.name for member in found] == [line.rstrip(b"/") for line in listed.splitlines()]
     assert found[0].start == 0 and found[-1].end == len(data) - 1024
     assert all(one.end == other.start for one, other in zip(found, found[1:], strict=False))
-    selection = select(lambda at, length: data[at : at + length], ["./hard"])
+    selection = select(lambda at, length: data[at : at + length], [len(data)], ["./hard"])
     assert selection.extra == {"./005"}
     assert len(selection.ranges) == 2

@@ -91,7 +91,8 @@ class Headers:
         self._until_cut -= count
         if not self.left:
             if self._extension is not None:
-                size = _SIZE.search(self._extension)
+                # The expression alone would take as long as all the rest.
+                size = _SIZE.search(self._extension) if b" size=" in self._extension else None
                 self._size = int(size[1]) if size else None
                 self._extension = None
             return False

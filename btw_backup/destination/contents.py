@@ -108,7 +108,7 @@ class Content:
         try:
             if len(self.files) > 1:
                 with _Reader(self.files) as reader:
-                    return select(reader.read, members)
+                    return select(reader.read, [file.size for file in self.files], members)
             with self._plain() as (blocks, _):
                 return Selection([], first_names(blocks, members))
         except Error as error:

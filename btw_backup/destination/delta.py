@@ -77,6 +77,9 @@ class Content:
         length = min(length, self.size - start)
         if length <= 0:
             return b""
+        if len(self.pieces) == 1:
+            [piece] = self.pieces
+            return os.pread(piece.file, length, piece.start + start)
         return b"".join(os.pread(piece.file, piece.length, piece.start) for piece in self.cut(start, length))
 
     def cut(self, start: int, length: int) -> Iterator[Piece]:
