@@ -108,6 +108,21 @@ def name_of(header: bytes) -> bytes:
     return header[:100].rstrip(b"\0") + header[345:500].rstrip(b"\0")
 
 
+def size_at(block: bytes, position: int) -> int:
+    """The size of the data of the member whose headers are there; 0 if the block does not hold them all.
+
+    A pax header tells it only of 8 GiB or more, which counts as endless.
+    """
+    while block[position + 156 : position + 157] in _EXTENSIONS:
+        size = _number(block[position + 124 : position + 136])
+        if b" size=" in block[position + BLOCK : position + BLOCK + size]:
+            return sys.maxsize
+        position += BLOCK - (-size // BLOCK) * BLOCK
+    if len(block) < position + BLOCK:
+        return 0
+    return _number(block[position + 124 : position + 136])
+
+
 def path_at(block: bytes) -> bytes | None:
     """The path of the member whose headers a block begins with, as a walk of the source has it.
 
@@ -145,7 +160,7 @@ def records(data: bytes) -> dict[bytes, bytes]:
 
 def _number(field: bytes) -> int:
     """The value of a numeric field: octal, or in base 256 if it needs more digits."""
-    if field[0] & 0x80:
+    if field[:1] >= b"\x80":
         return int.from_bytes(field, "big") & ~(0x80 << 8 * (len(field) - 1))
     try:
         return int(field.strip(b" \0") or b"0", 8)

@@ -22,14 +22,14 @@ class Sizes(NamedTuple):
     """When a part ends, in bytes.
 
     At ``most`` it ends before the next member; from ``least`` on, before one member of ``one_of``, chosen
-    by its name; from ``small`` on, before a member that begins a stored part. The data of a large member
-    is cut at its start, and every ``cut`` bytes from there. So a part is hardly ever larger than ``most``
-    and ``cut``.
+    by its name; from ``small`` on, before a member that begins a stored part. A member with more data than
+    ``cut`` begins a part with its headers, and its data is cut at its start and every so many bytes from
+    there. So a part is hardly ever larger than ``most`` and ``cut``.
     """
 
     least: int = 4 << 20
     most: int = 16 << 20
-    cut: int = 16 << 20
+    cut: int = 8 << 20
     small: int = 1
     one_of: int = 64
 
@@ -300,7 +300,7 @@ def _part(
     """Yield the stream up to where the part that begins here ends."""
     held, is_over = 0, False
     while not is_over:
-        block = stream.peek()
+        block = stream.peek(_BEGINNING)
         if not block:
             raise Error("the archive ends too early")
         end, is_over = _end(state, block, held, ahead, sizes, others_follow)
@@ -322,21 +322,29 @@ def _end(
             if state.advance(step, data):
                 return position, True
             continue
+        if position > 0 and length - position < _BEGINNING <= length:
+            return position, False  # not all of the headers may be here yet
         header = block[position : position + headers.BLOCK]
-        size = held + position
-        name = name_of(header)
-        if others_follow and size and not state.is_extended and (not name or name in _TOP):
-            return position, True
-        if size and not state.is_extended and name:
-            if size >= sizes.least and (size >= sizes.most or zlib.crc32(name) % sizes.one_of == 0):
+        if held + position and not state.is_extended:
+            name = name_of(header)
+            if others_follow and (not name or name in _TOP):
                 return position, True
-            if size >= sizes.small and ahead.begins(name):
+            if name and _ends_before(name, block, position, held + position, ahead, sizes):
                 return position, True
         is_cut = state.read(header)
         position += headers.BLOCK
         if is_cut or state.ended:
             return position, True
     return position, False
+
+
+def _ends_before(name: bytes, block: bytes, position: int, size: int, ahead: _Ahead, sizes: Sizes) -> bool:
+    """Whether a part of that size ends before the member whose headers are at a position of a block."""
+    if size >= sizes.least and (size >= sizes.most or zlib.crc32(name) % sizes.one_of == 0):
+        return True
+    if size >= sizes.small and ahead.begins(name):
+        return True
+    return headers.size_at(block, position) > sizes.cut
 
 
 class _Stream:
