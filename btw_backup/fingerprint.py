@@ -7,6 +7,7 @@ program can set (inode(7)).
 import hashlib
 import json
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -38,13 +39,15 @@ _SHARES = 4
 class _Walked(NamedTuple):
     """A stretch that was walked: where it starts, a digest, its newest timestamp in ns.
 
-    ``is_here``: it is all on the file system of the source.
+    ``is_here``: it is all on the file system of the source. ``links``: a digest of the names that it holds of
+    files with several, empty if there are none.
     """
 
     start: bytes
     digest: str
     newest: int
     is_here: bool
+    links: str
 
 
 class Fingerprint(NamedTuple):
@@ -106,7 +109,18 @@ def take(source: Source, starts: Sequence[bytes] = ()) -> Fingerprint | None:
                 return None
     except OSError:
         return None
-    return Fingerprint(options, tuple(walked), started)
+    return Fingerprint(options, tuple(_with_links(walked)), started)
+
+
+def _with_links(walked: Sequence[_Walked]) -> Iterator[_Walked]:
+    """The same, with digests that change with the names of hard-linked files anywhere.
+
+    An archive holds such a file under the first of its names, and links to that. That name may change, by
+    that of a directory above it, and no inode of the file's other names tells.
+    """
+    links = hashlib.sha256("".join(found.links for found in walked).encode()).hexdigest()
+    for found in walked:
+        yield found._replace(digest=f"{found.digest}.{links}") if found.links else found
 
 
 def _write(source: Source) -> bool:
@@ -162,12 +176,15 @@ class _Stretches:
     def _begin(self, start: bytes) -> None:
         self._start = start
         self._digest = hashlib.blake2b(digest_size=16)
+        self._links = hashlib.blake2b(digest_size=16)
+        self._has_links = False
         self._newest = self._members = self._bytes = 0
         self._is_here = True
 
     def _end(self) -> None:
         digest = self._digest.hexdigest()
-        self.walked.append(_Walked(self._start, digest, self._newest, self._is_here))
+        links = self._links.hexdigest() if self._has_links else ""
+        self.walked.append(_Walked(self._start, digest, self._newest, self._is_here, links))
 
     def add(self, entries: Iterator[walk.Entry]) -> None:
         """Add all of these, and end the last stretch."""
@@ -200,6 +217,9 @@ class _Stretches:
                 self._newest = newest
             if inode.st_dev != self._device:
                 self._is_here = False
+            if inode.st_nlink > 1 and not stat.S_ISDIR(inode.st_mode):
+                self._has_links = True
+                self._links.update(b"%d %d %b\0" % (inode.st_dev, inode.st_ino, order))
         self._end()
         while self._starts:
             self._begin(self._starts.pop())

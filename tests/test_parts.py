@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -158,6 +158,43 @@ def test_headers_in_the_data_of_a_file_do_not_lead_to_it(
         assert data[start : start + 512].startswith(b"./PaxHeaders/" + name.encode() + b"\0")
         assert data[start:end].rstrip(b"\0").endswith((source / name).read_bytes().rstrip(b"\0"))
     assert select(read, sizes, ["./nothing"]).ranges == []
+
+
+@pytest.mark.parametrize("where", ["name", "attribute"])
+def test_a_size_in_the_value_of_another_record(tmp_path: Path, where: str) -> None:
+    """Anybody could otherwise have the backup fail."""
+    source = tmp_path / "source"
+    for number in range(30):
+        write(source / f"many{number:02}", 1500, number)
+    name = "é\n14 size=77777\nx" if where == "name" else "file"
+    write(source / name, 3000, 1)
+    if where == "attribute":
+        os.setxattr(source / name, "user.c", b"\n14 size=77777\n")
+    store = Store(tmp_path / "store")
+    store.add(archived(source), SMALL)
+    assert b"".join(store.contents()) == archived(source)
+    assert store.examined() == store.parts
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"9" * 5000 + b" path=a\n",
+        b"99 path=a\n",
+        b"12 size=" + b"9" * 5000 + b"\n",
+        b"99 size=" + b"9" * 91 + b"\n",
+        b"30 size=9999999999999999999999\n",
+        b"0 path=a\n",
+    ],
+)
+def test_a_doctored_pax_header(record: bytes) -> None:
+    header = tarfile.TarInfo("./PaxHeaders/file")
+    header.type, header.size = tarfile.XHDTYPE, len(record)
+    file = tarfile.TarInfo("./file").tobuf(tarfile.USTAR_FORMAT)
+    data = header.tobuf(tarfile.USTAR_FORMAT) + record.ljust(-(-len(record) // 512) * 512, b"\0")
+    data += file + bytes(1024)
+    with suppress(Error):
+        assert [member.name for member in members(lambda at, length: data[at : at + length])] == [b"./file"]
 
 
 def test_a_size_that_only_a_pax_header_tells(tmp_path: Path) -> None:

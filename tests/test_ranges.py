@@ -61,7 +61,18 @@ def whole(source: Source) -> bytes:
 ROUNDS = st.lists(CHANGES, min_size=1, max_size=5)
 KINDS = st.lists(
     st.tuples(
-        st.sampled_from(["link", "symlink", "chmod", "rename directory", "empty", "tag", "attribute"]),
+        st.sampled_from(
+            [
+                "link",
+                "link out of a directory",
+                "symlink",
+                "chmod",
+                "rename directory",
+                "empty",
+                "tag",
+                "attribute",
+            ]
+        ),
         st.integers(0, 59),
     ),
     max_size=3,
@@ -71,7 +82,11 @@ KINDS = st.lists(
 def alter(source: Path, kind: str, number: int) -> None:
     """Changes of other kinds than content."""
     path, other = source / f"many/{number:02}", source / f"d{number % 7}"
-    if kind == "rename directory":
+    if kind == "link out of a directory":
+        write(other / "linked", 1000, number)
+        (source / f"z{number}").unlink(missing_ok=True)
+        os.link(other / "linked", source / f"z{number}")
+    elif kind == "rename directory":
         if other.is_dir():
             other.rename(source / f"d{number}x")
         else:
@@ -163,6 +178,33 @@ def test_the_first_name_of_a_hard_link_is_read_too(chain: Chain, tmp_path: Path)
     chain.update()
     assert chain.read is not None and chain.read[0] == b"./01/030" and b"./01/031" not in chain.read
     assert b"".join(chain.contents()) == whole(chain.source)
+
+
+@pytest.mark.parametrize("how", ["renamed before", "renamed after", "tagged", "moved away", "mounted over"])
+def test_the_first_name_of_a_hard_link_goes_with_a_directory(chain: Chain, tmp_path: Path, how: str) -> None:
+    """No inode of the other name tells."""
+    source = tmp_path / "source"
+    write(source / "00link/x", 2000, 1)
+    write(source / "00link/alone", 2000, 1)
+    (source / "08z").mkdir()
+    os.link(source / "00link/x", source / "08z/x")
+    chain.update()
+    assert b"".join(chain.contents()) == whole(chain.source)
+    if how == "tagged":
+        (source / "00link/NOBACKUP-TAG").touch()
+    elif how == "mounted over":
+        if os.geteuid() != 0:
+            pytest.skip("needs root to mount")
+        subprocess.run(["mount", "-t", "tmpfs", "none", source / "00link"], check=True)
+    else:
+        new = {"renamed before": source / "00k", "renamed after": source / "09other"}
+        (source / "00link").rename(new.get(how, tmp_path / "away"))
+    try:
+        chain.update()
+        assert b"".join(chain.contents()) == whole(chain.source)
+    finally:
+        if how == "mounted over":
+            subprocess.run(["umount", source / "00link"], check=True)
 
 
 def test_a_directory_that_goes_with_its_part(chain: Chain, tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ BLOCK: Final = 512
 _ZEROS = bytes(BLOCK)
 # An archive ends with two of them.
 END: Final = 2 * _ZEROS
-_SIZE = re.compile(rb"(?:^|\n)\d+ size=(\d+)\n")
-_RECORD = re.compile(rb"(\d+) ([^=]+)=")
+_RECORD = re.compile(rb"(\d{1,10}) ([^=]+)=")
+# Longer than any that is not doctored.
+_LONGEST_EXTENSION = 1 << 28
 _EXTENSIONS = (b"x", b"g")
 _HARD_LINK = b"1"
+_NONE = "this is not an archive of GNU tar's format posix"
 
 
 class Headers:
@@ -53,10 +55,12 @@ class Headers:
             self.ended = self._zeros == 2
             return False
         if self._zeros or header[257:262] != b"ustar":
-            raise Error("this is not an archive of GNU tar's format posix")
+            raise Error(_NONE)
         kind = header[156:157]
         size = _number(header[124:136])
         if kind in _EXTENSIONS:
+            if size > _LONGEST_EXTENSION:
+                raise Error(_NONE)
             if not self.is_extended:
                 self.name = name_of(header)
             self.is_extended = True
@@ -91,9 +95,9 @@ class Headers:
         self._until_cut -= count
         if not self.left:
             if self._extension is not None:
-                # The expression alone would take as long as all the rest.
-                size = _SIZE.search(self._extension) if b" size=" in self._extension else None
-                self._size = int(size[1]) if size else None
+                # Only the lengths of records tell where they begin: a value may hold anything.
+                size = records(bytes(self._extension)).get(b"size") if b" size=" in self._extension else None
+                self._size = _checked(int(size)) if size and re.fullmatch(rb"\d{1,19}", size) else None
                 self._extension = None
             return False
         if self._until_cut:
@@ -148,21 +152,31 @@ def path_at(block: bytes) -> bytes | None:
 
 
 def records(data: bytes) -> dict[bytes, bytes]:
-    """The records of a pax header: keywords and their values (pax(1), Extended Header)."""
+    """The records of a pax header: keywords and their values (pax(1), Extended Header).
+
+    Raises Error if one does not end where it says.
+    """
     found: dict[bytes, bytes] = {}
     position = 0
     while match := _RECORD.match(data, position):
-        end = position + int(match[1])
-        found[match[2]] = data[match.end() : end - 1]
-        position = max(end, match.end())
+        position += int(match[1])
+        if position <= match.end() or data[position - 1 : position] != b"\n":
+            raise Error(_NONE)
+        found[match[2]] = data[match.end() : position - 1]
     return found
 
 
 def _number(field: bytes) -> int:
     """The value of a numeric field: octal, or in base 256 if it needs more digits."""
     if field[:1] >= b"\x80":
-        return int.from_bytes(field, "big") & ~(0x80 << 8 * (len(field) - 1))
-    try:
-        return int(field.strip(b" \0") or b"0", 8)
-    except ValueError:
-        raise Error("this is not an archive of GNU tar's format posix") from None
+        return _checked(int.from_bytes(field, "big") & ~(0x80 << 8 * (len(field) - 1)))
+    if not re.fullmatch(rb"[0-7]*", digits := field.strip(b" \0")):
+        raise Error(_NONE)
+    return int(digits or b"0", 8)
+
+
+def _checked(size: int) -> int:
+    """The size. Raises Error if no file can have it."""
+    if size >= 1 << 63:
+        raise Error(_NONE)
+    return size
