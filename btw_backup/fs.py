@@ -233,7 +233,7 @@ def _back_up_chain(
         expected = sum(part.size for run in read for part in before.parts[run])
         advance = opened.enter_context(messages.progress(expected or None))
         archive = opened.enter_context(
-            archiving(source, digested=False, advance=advance, names=ranges.names if ranges else None)
+            archiving(source, digested=False, advance=advance, named=ranges.named if ranges else None)
         )
         found = []
         sizes = parts.FULL if point.is_full else parts.INCREMENTAL

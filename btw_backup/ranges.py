@@ -4,11 +4,15 @@ import os
 import stat
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 from .archive.parts import Part
+from .archive.stream import Named
 from .programs.tar import Source
+from .system import calls
+from .system.files import closed_at_end
+from .system.trust import opened_as_resolved
 from .walk import Tree, order_of, path_of, walk
 
 # tar can't open a longer path by its name (PATH_MAX).
@@ -24,12 +28,12 @@ Range = tuple[bytes, bytes | None]
 class Ranges(NamedTuple):
     """Runs of parts: the first of each, and the one after its last; and their ``orders``.
 
-    ``names`` is an open file with the members to read, each with a NUL after it.
+    ``named`` are the members to read.
     """
 
     runs: list[tuple[int, int]]
     orders: list[Range]
-    names: int
+    named: Named
 
     def hold(self, start: bytes, stop: bytes | None) -> bool:
         """Whether any of this is read."""
@@ -52,19 +56,21 @@ def ranges_of(source: Source, stored: Sequence[Part], changed: Sequence[Range]) 
         yield None
         return
     orders = [(_order(stored, first) or b"", _order(stored, end)) for first, end in runs]
-    names = os.memfd_create("names")
-    try:
-        with open(names, "wb", closefd=False) as file:
-            try:
-                for name in _names(source, orders):
+    size = sum(part.size for part in stored)
+    with ExitStack() as opened:
+        names = opened.enter_context(closed_at_end(os.memfd_create("names")))
+        try:
+            # tar looks up each name from the top: somebody could put a link in the place of a directory.
+            top = opened.enter_context(opened_as_resolved(source.directory))
+            top_without_links = opened.enter_context(closed_at_end(calls.without_links(top.fileno())))
+            with open(names, "wb", closefd=False) as file:
+                for name in _names(source, orders, size // 2):
                     file.write(name + b"\0")
-            except (OSError, _Unknown):
-                yield None
-                return
+        except (OSError, _Unknown):
+            yield None
+            return
         os.lseek(names, 0, os.SEEK_SET)
-        yield Ranges(runs, orders, names)
-    finally:
-        os.close(names)
+        yield Ranges(runs, orders, Named(names, top_without_links))
 
 
 class _Unknown(Exception):
@@ -97,7 +103,8 @@ def _runs(stored: Sequence[Part], changed: Sequence[Range]) -> list[tuple[int, i
     return runs
 
 
-def _names(source: Source, orders: Sequence[Range]) -> Iterator[bytes]:
+def _names(source: Source, orders: Sequence[Range], most: int) -> Iterator[bytes]:
+    """Yield the names. Raises _Unknown if first names of hard links have more data than ``most`` bytes."""
     tree = Tree.of(source)
     linked: set[tuple[int, int]] = set()
     names: list[bytes] = []
@@ -112,18 +119,24 @@ def _names(source: Source, orders: Sequence[Range]) -> Iterator[bytes]:
     if linked:
         if any(map(_is_pattern, source.exclude)):
             raise _Unknown  # the first name may be one that is left out
-        yield from _first_names(tree, linked, orders)
+        for first, size in _first_names(tree, linked, orders):
+            most -= size
+            if most < 0:
+                raise _Unknown
+            yield first
     yield from names
 
 
-def _first_names(tree: Tree, linked: set[tuple[int, int]], orders: Sequence[Range]) -> Iterator[bytes]:
-    """The first names of files, where they lie outside of these ranges."""
+def _first_names(
+    tree: Tree, linked: set[tuple[int, int]], orders: Sequence[Range]
+) -> Iterator[tuple[bytes, int]]:
+    """The first names of files, where they lie outside of these ranges, and their sizes in bytes."""
     waiting = {*linked}
     for order, inode, _ in walk(tree):
         if (inode.st_dev, inode.st_ino) in waiting:
             waiting.remove((inode.st_dev, inode.st_ino))
             if not any(start <= order and (stop is None or order < stop) for start, stop in orders):
-                yield b"./" + path_of(order)
+                yield b"./" + path_of(order), inode.st_size
             if not waiting:
                 return
 

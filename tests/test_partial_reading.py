@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from .helpers.running import Btw, Gate, Result, break_bubblewrap, command, repla
 from .helpers.small_parts import REPLACED
 
 DONE = Result(0, "", "")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root reads parts of a source")
 
 
 class Setup(NamedTuple):
@@ -143,23 +145,50 @@ def test_a_full_backup_finds_what_no_inode_shows(setup: Setup, tmp_path: Path) -
 def test_a_member_vanishes_before_tar_reads_it(setup: Setup, tmp_path: Path) -> None:
     victim = setup.src / "05" / "111"
     (setup.src / "05" / "110").write_bytes(b"changed")
-    gate = Gate(tmp_path / "gate", "tar")
-    argv = [*replaced_command(setup), "fs", str(setup.src), str(setup.dst)]
-    with subprocess.Popen(argv, env={**os.environ, **gate.env}, stderr=subprocess.PIPE) as running:
-        gate.reached()
+    with between_walk_and_reading(setup, tmp_path):
         victim.unlink()
         (setup.src / "05" / "new").write_bytes(b"new")
-        gate.open()
-        assert running.wait(60) == 0
-        assert running.stderr is not None and running.stderr.read() == b""
     setup.back_up()
     assert setup.restored(tmp_path / "target") == tree(setup.src)
     assert setup.archive(tmp_path / "archive") == whole(setup.src)
 
 
+@contextmanager
+def between_walk_and_reading(setup: Setup, tmp_path: Path) -> Iterator[None]:
+    """Run a backup, whose walk over the inodes has ended while tar has not begun."""
+    gate = Gate(tmp_path / "gate", "tar", only="--create")
+    argv = [*replaced_command(setup), "fs", str(setup.src), str(setup.dst)]
+    with subprocess.Popen(argv, env={**os.environ, **gate.env}, stderr=subprocess.PIPE) as running:
+        gate.reached()
+        yield
+        gate.open()
+        assert running.wait(60) == 0
+        assert running.stderr is not None and running.stderr.read() == b""
+
+
 def replaced_command(setup: Setup) -> list[str]:
     config = str(setup.config.parent.parent)
     return [*command({**REPLACED, "fingerprint._MEMBERS": "4"}), "--config-dir", config]
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_a_directory_is_replaced_before_tar_reads_what_is_in_it(
+    setup: Setup, tmp_path: Path, kind: str
+) -> None:
+    """By a link, root would be led to other files."""
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "110").write_bytes(b"of root")
+    (setup.src / "05" / "110").write_bytes(b"changed")
+    with between_walk_and_reading(setup, tmp_path):
+        shutil.rmtree(setup.src / "05")
+        if kind == "link":
+            (setup.src / "05").symlink_to(secret)
+        else:
+            (setup.src / "05").write_bytes(b"a file now")
+    assert b"of root" not in setup.archive(tmp_path / "archive")
+    setup.back_up()
+    assert setup.archive(tmp_path / "next archive") == whole(setup.src)
 
 
 def test_a_new_chain_is_compared_with_all_of_the_source(setup: Setup, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
 from ..errors import Error
 from ..programs import process
@@ -55,29 +55,45 @@ class Archive:
         return None if self._hash is None else self._hash.hexdigest()
 
 
+class Named(NamedTuple):
+    """Members of a source: an open file with their names, each with a NUL after it.
+
+    ``top`` is the source's directory, open; see ``calls.without_links``.
+    """
+
+    names: int
+    top: int
+
+
 @contextmanager
 def archiving(
-    source: Source, *, digested: bool, advance: Callable[[int], None], names: int | None = None
+    source: Source, *, digested: bool, advance: Callable[[int], None], named: Named | None = None
 ) -> Iterator[Archive]:
-    """Run tar over the source, or over those members whose ``names`` an open file holds.
+    """Run tar over the source, or over those members of it.
 
     ``digested``: what is read is hashed; ``advance`` is called with the size of each block.
     """
     with (
         opened_as_resolved(source.directory) as top,
         process.Program(
-            tar_command(source) if names is None else tar_command_for_names(source),
-            stdin=process.DEVNULL if names is None else names,
+            tar_command(source) if named is None else tar_command_for_names(source),
+            stdin=process.DEVNULL if named is None else named.names,
             stdout=process.PIPE,
-            cwd=top,
+            cwd=top if named is None else named.top,
+            pass_fds=[] if named is None else [named.top],
         ) as program,
     ):
         process.widen(program.stdout)
-        yield Archive(program, digested, advance, names is not None)
+        yield Archive(program, digested, advance, named is not None)
 
 
-# What tar prints of a named member that has vanished, and then about its exit.
-_VANISHED = (": No such file or directory", FAILED)
+# What tar prints of a named member that is no longer there, and then about its exit.
+_VANISHED = (
+    ": No such file or directory",
+    ": Not a directory",
+    ": Too many levels of symbolic links",
+    FAILED,
+)
 
 
 def _with_vanished(result: process.Result) -> process.Result:

@@ -81,12 +81,14 @@ def replacing(config_dir: Path, replaced: dict[str, str]) -> Callable[..., Resul
 class Gate:
     """A stand-in for a program that waits at its start until the gate is opened."""
 
-    def __init__(self, top: Path, program: str, then: str = "") -> None:
+    def __init__(self, top: Path, program: str, then: str = "", only: str = "") -> None:
+        """``then`` is what it does after that, in the shell; ``only``: it does not wait without this word."""
         top.mkdir()
         self._go, self._started = top / "go", top / "started"
         script = top / program
         script.write_text(
-            f'#!/bin/sh\ntouch "{self._started}"\nwhile [ ! -e "{self._go}" ]; do sleep 0.02; done\n{then}\n'
+            f'#!/bin/sh\ncase " $* " in *"{only}"*) ;; *) exec {shutil.which(program)} "$@";; esac\n'
+            f'touch "{self._started}"\nwhile [ ! -e "{self._go}" ]; do sleep 0.02; done\n{then}\n'
             f'exec {shutil.which(program)} "$@"\n'
         )
         script.chmod(0o755)
