@@ -93,6 +93,21 @@ def test_one_change_costs_the_parts_that_it_is_in(
     assert len({*store.parts} & {*before}) >= len(before) - 2
 
 
+@pytest.mark.parametrize("above", ["short", "d" * 60 + "/" + "e" * 60])
+def test_long_paths_are_found_again(tmp_path: Path, above: str) -> None:
+    """tar cuts names short in the header that a part begins with."""
+    source = tmp_path / "source"
+    for number in range(200):
+        write(source / above / f"{number:03}", 1000, number)
+    write(source / above / "100large", 40_000, 0)
+    store = Store(tmp_path / "store")
+    store.add(archived(source), SMALL)
+    assert store.examined() == store.parts
+    write(source / above / "0105", 500, 0)
+    assert len(store.add(archived(source), SMALL)) <= 4
+    assert store.examined() == store.parts
+
+
 def test_a_new_part_takes_the_name_of_one_that_is_gone(source: Path, store: Store) -> None:
     before = [part.name for part in store.parts]
     for number in range(50, 100):

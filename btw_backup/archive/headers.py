@@ -45,10 +45,10 @@ class Headers:
         self._size: int | None = None
         self._zeros = 0
 
-    def read(self, header: bytes) -> bool:
+    def read(self, header: bytes, name: bytes | None = None) -> bool:
         """Read the header, 512 bytes, that follows the data before. Returns whether it is cut after it.
 
-        Raises Error if it is none.
+        ``name`` is what ``name_at`` returns of it, if that was asked for. Raises Error if it is none.
         """
         if header == _ZEROS:
             self._zeros += 1
@@ -62,12 +62,12 @@ class Headers:
             if size > _LONGEST_EXTENSION:
                 raise Error(_NONE)
             if not self.is_extended:
-                self.name = name_of(header)
+                self.name = name_of(header) if name is None else name
             self.is_extended = True
             self._extension = bytearray() if size else None
         else:
             if not self.is_extended:
-                self.name = name_of(header)
+                self.name = name_of(header) if name is None else name
             if self._size is not None:
                 size, self._size = self._size, None
             if kind == _HARD_LINK:
@@ -110,6 +110,18 @@ class Headers:
 def name_of(header: bytes) -> bytes:
     """What identifies a header: its name fields, in which a long name is cut short."""
     return header[:100].rstrip(b"\0") + header[345:500].rstrip(b"\0")
+
+
+def is_cut_short(header: bytes) -> bool:
+    """Whether a pax header holds only the beginning of a long name, which others may share."""
+    return header[99] != 0 and header[156:157] in _EXTENSIONS
+
+
+def name_at(block: bytes, position: int) -> bytes:
+    """What identifies the headers there: their name fields or, if those are cut short, the path."""
+    header = block[position : position + BLOCK]
+    path = path_at(block[position:]) if len(header) == BLOCK and is_cut_short(header) else None
+    return path or name_of(header)
 
 
 def size_at(block: bytes, position: int) -> int:

@@ -15,7 +15,7 @@ from ..errors import Error
 from ..system.directories import Directory
 from ..system.files import BLOCK, write_all
 from . import headers
-from .headers import Headers, name_of
+from .headers import Headers, is_cut_short, name_at, name_of
 
 
 class Sizes(NamedTuple):
@@ -172,7 +172,7 @@ def parts(files: Iterable[tuple[str, int]], cut: int) -> Iterator[Part]:
         if state.left:
             yield Part(name, size, Start(state.name, state.cut, state.left))
         else:
-            yield Part(name, size, Start(name_of(block[: headers.BLOCK]), path=headers.path_at(block)))
+            yield Part(name, size, Start(name_at(block, 0), path=headers.path_at(block)))
         position = 0
         while position < size and not state.ended:
             if state.left:
@@ -182,7 +182,11 @@ def parts(files: Iterable[tuple[str, int]], cut: int) -> Iterator[Part]:
                 if state.advance(step, data) and position < size:
                     raise Error(f"{name} goes on where it should end")
             else:
-                is_cut = state.read(os.pread(file, headers.BLOCK, position))
+                header = os.pread(file, headers.BLOCK, position)
+                if not state.is_extended and len(header) == headers.BLOCK and is_cut_short(header):
+                    is_cut = state.read(header, name_at(os.pread(file, _BEGINNING, position), 0))
+                else:
+                    is_cut = state.read(header)
                 position += headers.BLOCK
                 if is_cut and position < size:
                     raise Error(f"{name} goes on where it should end")
@@ -218,7 +222,7 @@ def _start(stream: "_Stream", state: Headers) -> Start:
     if state.left:
         return Start(state.name, state.cut, state.left)
     block = stream.peek(_BEGINNING)
-    return Start(name_of(block[: headers.BLOCK]), path=headers.path_at(block))
+    return Start(name_at(block, 0), path=headers.path_at(block))
 
 
 def _state_after(
@@ -325,13 +329,13 @@ def _end(
         if position > 0 and length - position < _BEGINNING <= length:
             return position, False  # not all of the headers may be here yet
         header = block[position : position + headers.BLOCK]
-        if held + position and not state.is_extended:
-            name = name_of(header)
+        name = None if state.is_extended else name_at(block, position)
+        if held + position and name is not None:
             if others_follow and (not name or name in _TOP):
                 return position, True
             if name and _ends_before(name, block, position, held + position, ahead, sizes):
                 return position, True
-        is_cut = state.read(header)
+        is_cut = state.read(header, name)
         position += headers.BLOCK
         if is_cut or state.ended:
             return position, True
