@@ -182,9 +182,15 @@ def _number(field: bytes) -> int:
     """The value of a numeric field: octal, or in base 256 if it needs more digits."""
     if field[:1] >= b"\x80":
         return _checked(int.from_bytes(field, "big") & ~(0x80 << 8 * (len(field) - 1)))
-    if not re.fullmatch(rb"[0-7]*", digits := field.strip(b" \0")):
+    digits = field.strip(b" \0")
+    try:
+        if digits.isdigit():  # int() takes other signs, too
+            return int(digits, 8)
+    except ValueError:
+        raise Error(_NONE) from None
+    if digits:
         raise Error(_NONE)
-    return int(digits or b"0", 8)
+    return 0
 
 
 def _checked(size: int) -> int:
