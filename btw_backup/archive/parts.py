@@ -143,7 +143,7 @@ def _compared(
         before = ahead.take(start)
         if before is not None:
             after = _state_after(start, before, ahead.next(), sizes.cut, others_follow)
-            if after is not None and (before.size >= sizes.small or after.ended):
+            if after is not None and (before.size >= sizes.small or after.left or after.ended):
                 same = _same(stream, before, opened)
                 if same == before.size:
                     state = after
