@@ -2,18 +2,27 @@
 
 import argparse
 import os
-from contextlib import ExitStack, suppress
+import stat
+import sys
+from collections import Counter
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 from .arguments import add_at, add_destination
 from .destination.contents import Content
+from .destination.in_place import KEPT, restoring_in_place
 from .destination.labels import ARCHIVE
 from .destination.reader import Destination
 from .destination.restore import restoring
-from .errors import FAILED, Error
-from .messages import Messages
+from .errors import FAILED, Error, Usage
+from .messages import Messages, show
 from .programs.tar import unpacking
 from .system.directories import Directory
+from .system.files import BLOCK, write_all
 from .times import format_moment
 
 EXAMPLE = "btw-backup fs-restore --at 3d /var/backups/etc /root/etc-restored hosts"
@@ -21,25 +30,56 @@ EXAMPLE = "btw-backup fs-restore --at 3d /var/backups/etc /root/etc-restored hos
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_at(parser)
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--in-place",
+        action="store_true",
+        help="restores into a directory that holds things: replaces what differs, and keeps what it replaces"
+        f" below {KEPT}TIME in the target",
+    )
+    how.add_argument(
+        "--to-stdout",
+        action="store_true",
+        help="writes one file, which is given instead of the target, to standard output",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="with --in-place, only prints what would be changed"
+    )
     add_destination(parser)
-    parser.add_argument("target", help="where to restore to: a missing or empty directory")
+    parser.add_argument(
+        "target", help="where to restore to: a missing or empty directory, unless --in-place is given"
+    )
     parser.add_argument(
         "path", nargs="*", help="a file or directory to restore, relative to the source (default: everything)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    members = {_member(path): path for path in args.path}
+    if args.dry_run and not args.in_place:
+        raise Usage("--dry-run needs --in-place")
+    if args.to_stdout and args.path:
+        raise Usage("--to-stdout writes one file: name only that after dst")
+    paths = [args.target] if args.to_stdout else args.path
+    members = {_member(path): path for path in paths}
+    restore = _to_stdout if args.to_stdout else _in_place if args.in_place else _into_new
     with Destination.open(args.dst) as destination:
         chosen = destination.choose(args.at, datetime.now(UTC))
         with destination.opened(chosen) as content:
             if chosen.backup.is_chain and content.name != ARCHIVE:
                 raise Error(f"{args.dst} holds backups of a database: use db-restore")
-            missing = _restore(content, args.target, list(members), args.messages)
-    for member in missing:
+            restored = restore(content, members, args)
+    for member in restored.missing:
         args.messages.error(f"{members[member]} is not in the backup {chosen.backup.name}")
-    args.messages.summary(f"restored {format_moment(chosen.point.time)} into {args.target}")
-    return FAILED if missing else 0
+    args.messages.summary(f"{restored.what} {format_moment(chosen.point.time)} {restored.where}")
+    return FAILED if restored.missing else 0
+
+
+class _Restored(NamedTuple):
+    """What was restored, for the closing line, and the members that the archive lacks."""
+
+    what: str
+    where: str
+    missing: list[str]
 
 
 def _member(path: str) -> str:
@@ -50,31 +90,69 @@ def _member(path: str) -> str:
     return "." if normal.lstrip("/") == "" else "./" + normal.lstrip("/")
 
 
-def _restore(content: Content, target: str, members: list[str], messages: Messages) -> list[str]:
-    """Unpack into the target. Returns the members that the archive lacks."""
-    with restoring(target) as top:
-        selection = content.select(members)
-        extra = selection.extra if selection else set()
-        with (
-            messages.progress(content.size(selection)) as advance,
-            unpacking(top, [*members, *extra]) as unpacked,
-        ):
-            content.write_to(unpacked.write, advance, selection)
-        for name in extra:
-            _remove_extra(name, top)
-        return [member for member in members if not os.path.lexists(os.path.join(target, member))]
+def _into_new(content: Content, members: Mapping[str, str], args: argparse.Namespace) -> _Restored:
+    with restoring(args.target, ", or use --in-place") as top:
+        missing = _unpack(content, top, list(members), args.messages)
+    return _Restored("restored", f"into {args.target}", missing)
+
+
+def _in_place(content: Content, members: Mapping[str, str], args: argparse.Namespace) -> _Restored:
+    counts = Counter[str]()
+    with restoring_in_place(args.target, datetime.now(UTC)) as place:
+        missing = _unpack(content, place.staged, list(members), args.messages)
+        for change in place.put(partial(_is_wanted, members), acts=not args.dry_run):
+            counts[change.action] += 1
+            if args.dry_run:
+                show(f"{change.action} {change.path}")
+    done = f"{counts['create']} created, {counts['replace']} replaced"
+    if counts["replace"] and not args.dry_run:
+        done += f" and kept in {place.kept}"
+    return _Restored("would restore" if args.dry_run else "restored", f"into {args.target}: {done}", missing)
+
+
+def _is_wanted(members: Collection[str], path: str) -> bool:
+    """Whether a path below the target is one of the members or below one; all are if there are none."""
+    name = f"./{path}" if path else "."
+    return not members or any(wanted in (".", name) or name.startswith(wanted + "/") for wanted in members)
+
+
+def _to_stdout(content: Content, members: Mapping[str, str], args: argparse.Namespace) -> _Restored:
+    [(member, path)] = members.items()
+    with TemporaryDirectory(prefix="btw-backup-") as temporary, Directory.at(temporary) as top:
+        missing = _unpack(content, top, [member], args.messages)
+        if not missing:
+            *above, name = member.split("/")
+            with top.below(above) as parent:
+                if not stat.S_ISREG(parent.status(name).st_mode):
+                    raise Error(f"{path} is not a regular file: restore it into a directory")
+                with parent.file(name) as file:
+                    for block in iter(partial(os.read, file, BLOCK), b""):
+                        write_all(sys.stdout.fileno(), block)
+    return _Restored("restored", "to standard output", missing)
+
+
+def _unpack(content: Content, top: Directory, members: list[str], messages: Messages) -> list[str]:
+    """Unpack into a directory. Returns the members that the archive lacks."""
+    selection = content.select(members)
+    extra = selection.extra if selection else set()
+    with (
+        messages.progress(content.size(selection)) as advance,
+        unpacking(top, [*members, *extra]) as unpacked,
+    ):
+        content.write_to(unpacked.write, advance, selection)
+    for name in extra:
+        _remove_extra(name, top)
+    return [member for member in members if not top.holds(member)]
 
 
 def _remove_extra(name: str, top: Directory) -> None:
     """Remove a file that was not asked for, and the directories that were made only for it."""
     *above, last = [part for part in name.split("/") if part not in ("", ".")]
-    with ExitStack() as opened:
-        passed = [top]
-        for part in above:
-            # An archive may hold a link in the place of a directory: none is followed.
-            passed.append(opened.enter_context(passed[-1].open(part)))
-        passed[-1].unlink(last)
-        with suppress(OSError):  # a directory that is not empty holds what was asked for
-            while above:
-                passed.pop()
-                os.rmdir(above.pop(), dir_fd=passed[-1].fileno())
+    # An archive may hold a link in the place of a directory: none is followed.
+    with top.below(above) as parent:
+        parent.unlink(last)
+    with suppress(OSError):  # a directory that is not empty holds what was asked for
+        while above:
+            last = above.pop()
+            with top.below(above) as parent:
+                os.rmdir(last, dir_fd=parent.fileno())

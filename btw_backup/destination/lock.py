@@ -25,13 +25,13 @@ _SCRATCH = "run"
 
 
 @contextmanager
-def private_directory(path: str, destination: Directory) -> Iterator[Directory]:
-    """Open the private directory, or make it. Raises Error unless it is ours alone."""
-    refused = Error(f"{os.path.join(path, PRIVATE)} is not a private directory of ours: remove it")
+def private_directory(path: str, directory: Directory, name: str = PRIVATE) -> Iterator[Directory]:
+    """Open the private directory of that name, or make it. Raises Error unless it is ours alone."""
+    refused = Error(f"{os.path.join(path, name)} is not a private directory of ours: remove it")
     with suppress(FileExistsError):
-        destination.make(PRIVATE)
+        directory.make(name)
     try:
-        private = destination.open(PRIVATE)
+        private = directory.open(name)
     except OSError as error:
         if error.errno in (errno.ENOTDIR, errno.ELOOP):
             raise refused from error

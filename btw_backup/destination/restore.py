@@ -13,8 +13,8 @@ INCOMPLETE = ".btw-backup-restore-incomplete"
 
 
 @contextmanager
-def restoring(target: str) -> Iterator[Directory]:
-    """Open the target, or make it. Raises Error if it is not empty.
+def restoring(target: str, otherwise: str = "") -> Iterator[Directory]:
+    """Open the target, or make it. Raises Error if it is not empty; ``otherwise`` then says what else to do.
 
     If the block fails, the target stays marked as incomplete, and the Error tells so.
     """
@@ -22,7 +22,7 @@ def restoring(target: str) -> Iterator[Directory]:
         os.makedirs(target, mode=0o700, exist_ok=True)
         with Directory.at(os.path.realpath(target), follow=False) as top:
             if top.names():
-                raise Error(f"{target} is not empty: restore into a new or an empty directory")
+                raise Error(f"{target} is not empty: restore into a new or an empty directory{otherwise}")
             # It stays open, so that no other file can get its inode number.
             with top.create(INCOMPLETE) as marker:
                 try:

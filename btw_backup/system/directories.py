@@ -5,8 +5,8 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Self
 
 from ..errors import Error, uninterrupted
@@ -81,6 +81,20 @@ class Directory:
     def open(self, name: str) -> "Directory":
         """Open the directory ``name`` in this one. Raises OSError for a link or a file."""
         return Directory(os.open(name, _FLAGS | os.O_NOFOLLOW, dir_fd=self._fd))
+
+    @contextmanager
+    def below(self, names: Iterable[str], *, make: bool = False) -> "Iterator[Directory]":
+        """Yield the directory to which these names lead, one below another. Raises OSError for a link there.
+
+        With ``make`` those that are missing are made, for us only.
+        """
+        with ExitStack() as opened:
+            directory = self
+            for name in names:
+                if make and not directory.holds(name):
+                    directory.make(name)
+                directory = opened.enter_context(directory.open(name))
+            yield directory
 
     def open_file(self, name: str, flags: int = os.O_RDONLY) -> int:
         """Open a regular file. Raises Error for anything else, and never waits for a fifo's writer."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ..errors import Error
 from .directories import Directory
-from .files import closed_at_end, copy_all
+from .files import closed_at_end, copy_all, same_content
 
 # A chain of one file is two directories deep.
 DEPTH = 8
@@ -110,10 +110,49 @@ def imitate(source: Directory, target: Directory) -> None:
     found = source.status()
     os.fchown(target.fileno(), found.st_uid, found.st_gid)
     os.fchmod(target.fileno(), stat.S_IMODE(found.st_mode))
+    attributes, others = _attributes(source.fileno()), _attributes(target.fileno())
     with suppress(OSError):  # if the file system has none
-        for name in os.listxattr(source.fileno()):  # ACLs among them
-            os.setxattr(target.fileno(), name, os.getxattr(source.fileno(), name))
+        for name, value in attributes.items():
+            os.setxattr(target.fileno(), name, value)
+        for name in others.keys() - attributes.keys():
+            os.removexattr(target.fileno(), name)
     target.set_times(found)
+
+
+def same_entry(one: Directory, other: Directory, name: str) -> bool:
+    """Whether two directories hold the same under a name: of a kind, with the same attributes and content.
+
+    Never of directories. Raises OSError if there is nothing of that name, or it can't be read.
+    """
+    found, there = one.status(name), other.status(name)
+    if stat.S_ISDIR(found.st_mode) or _facts(found) != _facts(there):
+        return False
+    if stat.S_ISLNK(found.st_mode):
+        return os.readlink(name, dir_fd=one.fileno()) == os.readlink(name, dir_fd=other.fileno())
+    if not stat.S_ISREG(found.st_mode):
+        return True
+    with one.file(name) as mine, other.file(name) as theirs:
+        return _attributes(mine) == _attributes(theirs) and same_content(mine, theirs)
+
+
+def _facts(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_mode, found.st_uid, found.st_gid, found.st_rdev, found.st_size, found.st_mtime_ns
+
+
+def same_attributes(one: Directory, other: Directory) -> bool:
+    """Whether two directories have the same owner, mode and extended attributes."""
+    owned = [(found.st_uid, found.st_gid, found.st_mode) for found in (one.status(), other.status())]
+    return owned[0] == owned[1] and _attributes(one.fileno()) == _attributes(other.fileno())
+
+
+def _attributes(fd: int) -> dict[str, bytes]:
+    """The extended attributes of an open file, ACLs among them; none if its file system has none."""
+    try:
+        return {name: os.getxattr(fd, name) for name in os.listxattr(fd)}
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        return {}
 
 
 class Finished(NamedTuple):
