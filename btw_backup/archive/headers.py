@@ -124,19 +124,23 @@ def name_at(block: bytes, position: int) -> bytes:
     return path or name_of(header)
 
 
-def size_at(block: bytes, position: int) -> int:
-    """The size of the data of the member whose headers are there; 0 if the block does not hold them all.
+def extent_at(block: bytes, position: int) -> tuple[int, int]:
+    """The size in bytes of the data of the member whose headers are there, and where the member ends.
 
-    A pax header tells it only of 8 GiB or more, which counts as endless.
+    A size that is in a pax header, of 8 GiB or more, counts as endless. If the block does not hold all of the
+    headers, or they are no member's, the size is 0, and the end is endless.
     """
     while block[position + 156 : position + 157] in _EXTENSIONS:
+        data = position + BLOCK
         size = _number(block[position + 124 : position + 136])
-        if b" size=" in block[position + BLOCK : position + BLOCK + size]:
-            return sys.maxsize
-        position += BLOCK - (-size // BLOCK) * BLOCK
-    if len(block) < position + BLOCK:
-        return 0
-    return _number(block[position + 124 : position + 136])
+        if b" size=" in block[data : data + size]:
+            return sys.maxsize, sys.maxsize
+        position = data - (-size // BLOCK) * BLOCK
+    if len(block) < position + BLOCK or block[position + 257 : position + 262] != b"ustar":
+        return 0, sys.maxsize
+    is_link = block[position + 156 : position + 157] == _HARD_LINK
+    size = 0 if is_link else _number(block[position + 124 : position + 136])
+    return size, position + BLOCK - (-size // BLOCK) * BLOCK
 
 
 def path_at(block: bytes) -> bytes | None:

@@ -328,27 +328,33 @@ def _end(
             continue
         if position > 0 and length - position < _BEGINNING <= length:
             return position, False  # not all of the headers may be here yet
-        header = block[position : position + headers.BLOCK]
-        name = None if state.is_extended else name_at(block, position)
-        if held + position and name is not None:
-            if others_follow and (not name or name in _TOP):
+        name = None
+        if not state.is_extended:
+            name = name_at(block, position)
+            size, end = headers.extent_at(block, position)
+            if held + position and _ends_before(name, size, held + position, ahead, sizes, others_follow):
                 return position, True
-            if name and _ends_before(name, block, position, held + position, ahead, sizes):
-                return position, True
-        is_cut = state.read(header, name)
+            if size <= sizes.cut and end <= length:
+                position = end
+                continue
+        is_cut = state.read(block[position : position + headers.BLOCK], name)
         position += headers.BLOCK
         if is_cut or state.ended:
             return position, True
     return position, False
 
 
-def _ends_before(name: bytes, block: bytes, position: int, size: int, ahead: _Ahead, sizes: Sizes) -> bool:
-    """Whether a part of that size ends before the member whose headers are at a position of a block."""
-    if size >= sizes.least and (size >= sizes.most or zlib.crc32(name) % sizes.one_of == 0):
+def _ends_before(name: bytes, size: int, held: int, ahead: _Ahead, sizes: Sizes, others_follow: bool) -> bool:
+    """Whether a part that holds so many bytes ends before the member of this name, with data of this size."""
+    if others_follow and (not name or name in _TOP):
         return True
-    if size >= sizes.small and ahead.begins(name):
+    if not name:
+        return False
+    if held >= sizes.least and (held >= sizes.most or zlib.crc32(name) % sizes.one_of == 0):
         return True
-    return headers.size_at(block, position) > sizes.cut
+    if held >= sizes.small and ahead.begins(name):
+        return True
+    return size > sizes.cut
 
 
 class _Stream:
