@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from . import fingerprint, hooks, offsite, workdir
 from .archive import parts
+from .archive.comparison import compare, compare_some
 from .archive.parts import Made, Part
 from .archive.stream import Archive, archiving, changed_blocks
 from .arguments import add_destination, add_owner, add_wait
@@ -252,5 +253,5 @@ def _compared(
     archive: Archive, before: NewestArchive, ranges: Ranges | None, stage: Directory, sizes: parts.Sizes
 ) -> Iterator[Part | Made]:
     if ranges is None:
-        return parts.compare(archive.blocks(), before.parts, before.open, stage, sizes)
-    return parts.compare_some(archive.blocks(), before.parts, ranges.runs, before.open, stage, sizes)
+        return compare(archive.blocks(), before.parts, before.open, stage, sizes)
+    return compare_some(archive.blocks(), before.parts, ranges.runs, before.open, stage, sizes)

@@ -13,6 +13,8 @@ BLOCK: Final = 512
 _ZEROS = bytes(BLOCK)
 # An archive ends with two of them.
 END: Final = 2 * _ZEROS
+# More than the headers of a member take, but for those of the oddest.
+BEGINNING: Final = 1 << 16
 _RECORD = re.compile(rb"(\d{1,10}) ([^=]+)=")
 # Longer than any that is not doctored.
 _LONGEST_EXTENSION = 1 << 28

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ..errors import Error
 from . import headers
-from .headers import Headers
+from .headers import BEGINNING, Headers
 from .parts import FULL
 from .stream import check_inside
 
@@ -18,7 +18,6 @@ Range = tuple[int, int]
 
 _HARD_LINK = b"1"
 _AHEAD = 2048
-_BEGINNING = 1 << 16
 
 
 class Member(NamedTuple):
@@ -152,7 +151,7 @@ class _Parts:
 
     def _order(self, start: int) -> bytes:
         """The place of the member that begins there, see ``walk``."""
-        path = headers.path_at(self._read(start, _BEGINNING))
+        path = headers.path_at(self._read(start, BEGINNING))
         return (path or b"").replace(b"/", b"\0")
 
 

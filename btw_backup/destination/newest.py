@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from ..archive import parts
-from ..archive.headers import name_at
+from ..archive.headers import BEGINNING, name_at
 from ..archive.parts import Part, Start
 from ..errors import Error, prefixing_errors
 from ..system.directories import Directory
@@ -13,9 +13,6 @@ from ..system.limits import allow_open_files
 from . import chain
 from .catalog import Backup
 from .writer import LockedDestination
-
-# More than the headers of a member take, but for those of the oddest.
-_BEGINNING = 1 << 16
 
 
 class NewestArchive:
@@ -60,7 +57,7 @@ def _examine(top: Directory, mirrors: list[str]) -> tuple[list[Part], str | None
     """Find out how each part begins. If that can't be found out, also return why."""
     if len(mirrors) == 1:
         with top.file(mirrors[0]) as file:
-            start = Start(name_at(os.pread(file, _BEGINNING, 0), 0))
+            start = Start(name_at(os.pread(file, BEGINNING, 0), 0))
             return [Part(mirrors[0], os.fstat(file).st_size, start)], None
     with ExitStack() as opened:
         allow_open_files(len(mirrors))

@@ -10,6 +10,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from btw_backup.archive import parts
+from btw_backup.archive.comparison import compare, compare_some
 from btw_backup.archive.parts import Made, Part, Sizes
 from btw_backup.destination import labels
 from btw_backup.programs.tar import Source, tar_command
@@ -37,9 +38,9 @@ class Store:
         blocks = iter([archive[start : start + 3072] for start in range(0, len(archive), 3072)])
         with Directory.at(str(self.top / "stage")) as stage:
             if runs is None:
-                found = [*parts.compare(blocks, self.parts, self.open, stage, sizes)]
+                found = [*compare(blocks, self.parts, self.open, stage, sizes)]
             else:
-                found = [*parts.compare_some(blocks, self.parts, runs, self.open, stage, sizes)]
+                found = [*compare_some(blocks, self.parts, runs, self.open, stage, sizes)]
         names = labels.names(found, self.parts)
         made = []
         for part, name in zip(found, names, strict=True):
