@@ -54,18 +54,19 @@ def main() -> None:
             _say("making the trees")
             bench.make_trees()
         rows = [row for case in chosen if case in _CASES for row in _measured(bench, case)]
-        if any(row.memory for row in rows):
-            rows.append(cases.peak(rows))
-        if rows:
-            print(table.results(rows))
         drawn = ""
         if _CURVE in chosen:
             _say(_CURVE)
             points = curve.measure(bench)
+            rows += curve.rows(points)
             drawn = curve.tabulate(points)
             print(drawn)
             if args.write:
-                curve.plot(points, args.write / "docs" / "unchanged.png")
+                curve.plot(points, args.write / "docs" / "runs.png")
+        if any(row.memory for row in rows):
+            rows.append(cases.peak(rows))
+        if rows:
+            print(table.results(rows))
     print(*about, sep="\n")
     if args.write:
         written = args.write / "benchmarks" / "results.rst"
@@ -87,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="?",
         const=_ROOT,
-        help="writes benchmarks/results.rst and docs/unchanged.png below this directory; without one,"
+        help="writes benchmarks/results.rst and docs/runs.png below this directory; without one,"
         " where this program is",
     )
     return parser

@@ -1,24 +1,26 @@
-"""Unchanged runs against the number of files: ours, restic and borg, and a picture of it."""
+"""Runs against the number of files, unchanged and changed: ours, restic and borg, and a picture of them."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from . import subjects, trees
 from .cases import Bench
-from .measure import Measured
+from .measure import Measured, Task
 from .subjects import Ours
-from .table import seconds, table
+from .table import Row, compared, seconds, table
 
 _NAMES = ("btw-backup", "restic", "borg")
+_LIMIT = 0.35
 
 
 class Point(NamedTuple):
-    """What unchanged runs with that many files took, in the order of ``_NAMES``."""
+    """What runs with that many files took, unchanged or with one file changed, in the order of ``_NAMES``."""
 
     files: int
-    measured: Sequence[Measured]
+    unchanged: Sequence[Measured]
+    changed: Sequence[Measured]
 
 
 def measure(bench: Bench) -> list[Point]:
@@ -28,6 +30,8 @@ def measure(bench: Bench) -> list[Point]:
     tree.mkdir()
     ours = Ours(place / "ours", tree, "rdiff")
     tasks = [ours.backup(), subjects.restic(place, tree), subjects.borg(place, tree)]
+    one = tree / "0000" / "0000500"
+    changing = [Task(task.argv, lambda: subjects.changed(one), task.cwd, task.env) for task in tasks]
     points = []
     made = 0
     for files in bench.scale.curve:
@@ -36,20 +40,31 @@ def measure(bench: Bench) -> list[Point]:
         subjects.settle()
         for task in tasks:
             task.run()
-        points.append(Point(files, bench.in_turn(*tasks)))
+        points.append(Point(files, bench.in_turn(*tasks), bench.in_turn(*changing)))
     shutil.rmtree(place)
     return points
 
 
+def rows(points: Sequence[Point]) -> Iterator[Row]:
+    """Changed runs of the largest tree, beside the others."""
+    files, _, (mine, *theirs) = points[-1]
+    for name, measured in zip(_NAMES[1:], theirs, strict=True):
+        yield compared(f"changed, {files:,} small files, one / {name}", mine, measured, _LIMIT)
+
+
 def tabulate(points: Sequence[Point]) -> str:
     """The medians, and the memory of our process."""
-    rows = []
-    for point in points:
-        probe = point.measured[0].probe
-        assert probe is not None
-        medians = [seconds(measured.median) for measured in point.measured]
-        rows.append([f"{point.files:,}", *medians, f"{probe.memory / 1e6:.0f} MB"])
-    return table(["Files", *_NAMES, "Our memory"], rows)
+    header = ["Files", *_NAMES, "Our memory", *(f"{name}, changed" for name in _NAMES), "Our memory, changed"]
+    return table(
+        header,
+        [[f"{point.files:,}", *_cells(point.unchanged), *_cells(point.changed)] for point in points],
+    )
+
+
+def _cells(measured: Sequence[Measured]) -> list[str]:
+    probe = measured[0].probe
+    assert probe is not None
+    return [*(seconds(each.median) for each in measured), f"{probe.memory / 1e6:.0f} MB"]
 
 
 def plot(points: Sequence[Point], picture: Path) -> None:
@@ -59,19 +74,23 @@ def plot(points: Sequence[Point], picture: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    figure, both = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
     files = [point.files for point in points]
-    for number, name in enumerate(_NAMES):
-        measured = [point.measured[number] for point in points]
-        medians = [m.median for m in measured]
-        axes.plot(files, medians, marker="o", linewidth=2.5 if number == 0 else 1.5, label=name)
-        lowest, highest = [min(m.seconds) for m in measured], [max(m.seconds) for m in measured]
-        axes.fill_between(files, lowest, highest, alpha=0.2)
-    axes.set(
-        xscale="log", yscale="log", xlabel="files", ylabel="seconds", title="A run when nothing has changed"
+    panels = (
+        ("A run when nothing has changed", [point.unchanged for point in points]),
+        ("A run when one file has changed", [point.changed for point in points]),
     )
-    axes.grid(alpha=0.3)
-    axes.legend()
+    for axes, (title, runs) in zip(both, panels, strict=True):
+        for number, name in enumerate(_NAMES):
+            measured = [run[number] for run in runs]
+            medians = [m.median for m in measured]
+            axes.plot(files, medians, marker="o", linewidth=2.5 if number == 0 else 1.5, label=name)
+            lowest, highest = [min(m.seconds) for m in measured], [max(m.seconds) for m in measured]
+            axes.fill_between(files, lowest, highest, alpha=0.2)
+        axes.set(xscale="log", yscale="log", xlabel="files", title=title)
+        axes.grid(alpha=0.3)
+    both[0].set(ylabel="seconds")
+    both[0].legend()
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=110)
     pyplot.close(figure)

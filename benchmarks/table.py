@@ -109,15 +109,16 @@ is the peak of our own process, without the programs that it runs.
 
 {results(rows)}
 
-Unchanged runs
-==============
+Runs by the number of files
+===========================
 
-The time that a run takes when nothing has changed grows with the number of files, not with their size.
+The time that a run takes when nothing has changed, or one file, grows with the number of files, not with
+their size.
 
 {curve}
 
-.. image:: ../docs/unchanged.png
-   :alt: Seconds of an unchanged run against the number of files: btw-backup, restic and borg
+.. image:: ../docs/runs.png
+   :alt: Seconds of a run against the number of files, unchanged and changed: btw-backup, restic and borg
 """
 
 

@@ -235,4 +235,6 @@ def test_damaged_globals_are_not_the_same(roles: Globals) -> None:
     damaged = [packed[:n] for n in (0, 1, 4, 14, len(packed) // 2, len(packed) - 1)]
     damaged += [flipped(packed, position) for position in range(len(packed))]
     damaged += [roles.first, os.urandom(5000)]
-    assert [content for content in damaged if same(same_globals, packed, content)] == []
+    taken = [content for content in damaged if same(same_globals, packed, content)]
+    # The bits after the end of the stream, in its last byte, mean nothing.
+    assert [content for content in taken if bz2.decompress(content) != roles.first] == []

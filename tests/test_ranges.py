@@ -90,6 +90,7 @@ def alter(source: Path, kind: str, number: int) -> None:
         os.link(other / "linked", source / f"z{number}")
     elif kind == "rename directory":
         if other.is_dir():
+            shutil.rmtree(source / f"d{number}x", ignore_errors=True)
             other.rename(source / f"d{number}x")
         else:
             write(other / "inner", 3000, number)
