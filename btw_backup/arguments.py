@@ -1,8 +1,10 @@
 """Arguments that several commands share, converted once."""
 
 import argparse
+import os
 from datetime import timedelta
 
+from .errors import Error
 from .system.ownership import UNCHANGED, parse_owner
 from .times import parse_span
 
@@ -28,6 +30,14 @@ def add_at(parser: argparse._ActionsContainer, which: str = "point", listed_by: 
         help=f"selects the newest {which} not later than this: a time that {listed_by} prints, the day, hour"
         f" or minute that it begins with, or a span before now, such as 3d (default: the newest {which})",
     )
+
+
+def member_name(path: str) -> str:
+    """Return an archive's name for a path in the source. Raises Error if the path leads out of that."""
+    normal = os.path.normpath("/" + path)
+    if ".." in path.split("/") or not path:
+        raise Error(f"not a path in the backup: {path!r}")
+    return "." if normal.lstrip("/") == "" else "./" + normal.lstrip("/")
 
 
 def add_wait(parser: argparse.ArgumentParser) -> None:

@@ -19,6 +19,7 @@ COMMANDS = {
     "db": "makes a database backup",
     "fs-restore": "restores a filesystem hierarchy",
     "db-restore": "restores a database or the database globals",
+    "ls": "lists what a point holds",
     "verify": "reads backups to the last byte and reports damage",
     "prune": "removes backups that a retention policy does not keep",
     "status": "reports the age and the size of backups",

@@ -12,10 +12,9 @@ from functools import partial
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from .arguments import add_at, add_destination
+from .arguments import add_at, add_destination, member_name
 from .destination.contents import Content
 from .destination.in_place import KEPT, restoring_in_place
-from .destination.labels import ARCHIVE
 from .destination.reader import Destination
 from .destination.restore import restoring
 from .errors import FAILED, Error, Usage
@@ -60,12 +59,12 @@ def run(args: argparse.Namespace) -> int:
     if args.to_stdout and args.path:
         raise Usage("--to-stdout writes one file: name only that after dst")
     paths = [args.target] if args.to_stdout else args.path
-    members = {_member(path): path for path in paths}
+    members = {member_name(path): path for path in paths}
     restore = _to_stdout if args.to_stdout else _in_place if args.in_place else _into_new
     with Destination.open(args.dst) as destination:
         chosen = destination.choose(args.at, datetime.now(UTC))
         with destination.opened(chosen) as content:
-            if chosen.backup.is_chain and content.name != ARCHIVE:
+            if not content.is_archive():
                 raise Error(f"{args.dst} holds backups of a database: use db-restore")
             restored = restore(content, members, args)
     for member in restored.missing:
@@ -80,14 +79,6 @@ class _Restored(NamedTuple):
     what: str
     where: str
     missing: list[str]
-
-
-def _member(path: str) -> str:
-    """Return the archive's name for a path. Raises Error if the path leads out of the source."""
-    normal = os.path.normpath("/" + path)
-    if ".." in path.split("/") or not path:
-        raise Error(f"not a path in the backup: {path!r}")
-    return "." if normal.lstrip("/") == "" else "./" + normal.lstrip("/")
 
 
 def _into_new(content: Content, members: Mapping[str, str], args: argparse.Namespace) -> _Restored:

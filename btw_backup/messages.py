@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 TYPE_CHECKING = False  # typing takes milliseconds to import
@@ -22,8 +22,25 @@ def one_line(text: str) -> str:
 
 def show(text: str) -> None:
     """Print a line that may hold the name of any file."""
+    if text.isascii() and text.isprintable():  # as most are
+        print(text)
+        return
     encoding = sys.stdout.encoding
     print(one_line(text).encode(encoding, "backslashreplace").decode(encoding))
+
+
+def show_json(objects: "Iterable[Any]") -> None:
+    """Print an array of objects, one a line.
+
+    A byte that is not UTF-8 becomes the surrogate that Python's surrogateescape has for it: ``\\udcff``.
+    """
+    import json  # what prints no JSON does not wait for it
+
+    before = "["
+    for each in objects:
+        print(f"{before}\n{json.dumps(each)}", end="")
+        before = ","
+    print("[]" if before == "[" else "\n]")
 
 
 def _say(line: str) -> None:

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from btw_backup.archive import comparison
-from btw_backup.archive.members import members, select
+from btw_backup.archive.members import members
 from btw_backup.archive.parts import Made, Part, Start
+from btw_backup.archive.selection import select
 from btw_backup.destination import labels
 from btw_backup.errors import Error
 
@@ -151,7 +152,7 @@ def test_headers_in_the_data_of_a_file_do_not_lead_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its owner could otherwise have root restore it in the place of another file."""
-    monkeypatch.setattr("btw_backup.archive.members.FULL", SMALL_FULL)
+    monkeypatch.setattr("btw_backup.archive.selection.FULL", SMALL_FULL)
     fake = tarfile.TarInfo("./bigger")
     fake.size = 100
     source = tmp_path / "source"

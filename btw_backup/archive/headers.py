@@ -18,9 +18,9 @@ BEGINNING: Final = 1 << 16
 _RECORD = re.compile(rb"(\d{1,10}) ([^=]+)=")
 # Longer than any that is not doctored.
 _LONGEST_EXTENSION = 1 << 28
-_EXTENSIONS = (b"x", b"g")
-_HARD_LINK = b"1"
-_NONE = "this is not an archive of GNU tar's format posix"
+EXTENSIONS: Final = (b"x", b"g")
+HARD_LINK: Final = b"1"
+NONE: Final = "this is not an archive of GNU tar's format posix"
 
 
 class Headers:
@@ -57,12 +57,11 @@ class Headers:
             self.ended = self._zeros == 2
             return False
         if self._zeros or header[257:262] != b"ustar":
-            raise Error(_NONE)
+            raise Error(NONE)
         kind = header[156:157]
-        size = _number(header[124:136])
-        if kind in _EXTENSIONS:
-            if size > _LONGEST_EXTENSION:
-                raise Error(_NONE)
+        size = number(header[124:136])
+        if kind in EXTENSIONS:
+            checked_extension(size)
             if not self.is_extended:
                 self.name = name_of(header) if name is None else name
             self.is_extended = True
@@ -72,7 +71,7 @@ class Headers:
                 self.name = name_of(header) if name is None else name
             if self._size is not None:
                 size, self._size = self._size, None
-            if kind == _HARD_LINK:
+            if kind == HARD_LINK:
                 size = 0
             self.is_extended = False
         self.left = -(-size // BLOCK) * BLOCK
@@ -99,7 +98,7 @@ class Headers:
             if self._extension is not None:
                 # Only the lengths of records tell where they begin: a value may hold anything.
                 size = records(bytes(self._extension)).get(b"size") if b" size=" in self._extension else None
-                self._size = _checked(int(size)) if size and re.fullmatch(rb"\d{1,19}", size) else None
+                self._size = checked(int(size)) if size and re.fullmatch(rb"\d{1,19}", size) else None
                 self._extension = None
             return False
         if self._until_cut:
@@ -116,7 +115,7 @@ def name_of(header: bytes) -> bytes:
 
 def is_cut_short(header: bytes) -> bool:
     """Whether a pax header holds only the beginning of a long name, which others may share."""
-    return header[99] != 0 and header[156:157] in _EXTENSIONS
+    return header[99] != 0 and header[156:157] in EXTENSIONS
 
 
 def name_at(block: bytes, position: int) -> bytes:
@@ -132,16 +131,16 @@ def extent_at(block: bytes, position: int) -> tuple[int, int]:
     A size that is in a pax header, of 8 GiB or more, counts as endless. If the block does not hold all of the
     headers, or they are no member's, the size is 0, and the end is endless.
     """
-    while block[position + 156 : position + 157] in _EXTENSIONS:
+    while block[position + 156 : position + 157] in EXTENSIONS:
         data = position + BLOCK
-        size = _number(block[position + 124 : position + 136])
+        size = number(block[position + 124 : position + 136])
         if b" size=" in block[data : data + size]:
             return sys.maxsize, sys.maxsize
         position = data - (-size // BLOCK) * BLOCK
     if len(block) < position + BLOCK or block[position + 257 : position + 262] != b"ustar":
         return 0, sys.maxsize
-    is_link = block[position + 156 : position + 157] == _HARD_LINK
-    size = 0 if is_link else _number(block[position + 124 : position + 136])
+    is_link = block[position + 156 : position + 157] == HARD_LINK
+    size = 0 if is_link else number(block[position + 124 : position + 136])
     return size, position + BLOCK - (-size // BLOCK) * BLOCK
 
 
@@ -153,8 +152,8 @@ def path_at(block: bytes) -> bytes | None:
     """
     header = block[:BLOCK]
     told: dict[bytes, bytes] = {}
-    while header[156:157] in _EXTENSIONS:
-        size = _number(header[124:136])
+    while header[156:157] in EXTENSIONS:
+        size = number(header[124:136])
         end = BLOCK - (-size // BLOCK) * BLOCK
         if len(block) < end + BLOCK:
             return None
@@ -169,6 +168,21 @@ def path_at(block: bytes) -> bytes | None:
     return b"" if path in (b".", b"./") else path.removeprefix(b"./").rstrip(b"/")
 
 
+def checked_extension(size: int) -> int:
+    """The size of what a pax header holds, in bytes. Raises Error if it can't be real."""
+    if size > _LONGEST_EXTENSION:
+        raise Error(NONE)
+    return size
+
+
+def record(keyword: bytes, value: bytes) -> bytes:
+    """A record of a pax header, the inverse of ``records``."""
+    rest = b" %s=%s\n" % (keyword, value)
+    length = len(rest) + len(str(len(rest)))
+    length += len(str(length)) - len(str(len(rest)))
+    return b"%d%s" % (length, rest)
+
+
 def records(data: bytes) -> dict[bytes, bytes]:
     """The records of a pax header: keywords and their values (pax(1), Extended Header).
 
@@ -179,28 +193,28 @@ def records(data: bytes) -> dict[bytes, bytes]:
     while match := _RECORD.match(data, position):
         position += int(match[1])
         if position <= match.end() or data[position - 1 : position] != b"\n":
-            raise Error(_NONE)
+            raise Error(NONE)
         found[match[2]] = data[match.end() : position - 1]
     return found
 
 
-def _number(field: bytes) -> int:
+def number(field: bytes) -> int:
     """The value of a numeric field: octal, or in base 256 if it needs more digits."""
     if field[:1] >= b"\x80":
-        return _checked(int.from_bytes(field, "big") & ~(0x80 << 8 * (len(field) - 1)))
+        return checked(int.from_bytes(field, "big") & ~(0x80 << 8 * (len(field) - 1)))
     digits = field.strip(b" \0")
     try:
         if digits.isdigit():  # int() takes other signs, too
             return int(digits, 8)
     except ValueError:
-        raise Error(_NONE) from None
+        raise Error(NONE) from None
     if digits:
-        raise Error(_NONE)
+        raise Error(NONE)
     return 0
 
 
-def _checked(size: int) -> int:
+def checked(size: int) -> int:
     """The size. Raises Error if no file can have it."""
     if size >= 1 << 63:
-        raise Error(_NONE)
+        raise Error(NONE)
     return size

@@ -1,10 +1,10 @@
 """The stream that tar makes, read and compared block by block."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import IO, NamedTuple, cast
+from typing import NamedTuple
 
 from ..errors import Error
 from ..programs import process
@@ -105,48 +105,27 @@ def _with_vanished(result: process.Result) -> process.Result:
     return result
 
 
-class _Reader:
-    """Blocks as tarfile reads them."""
+class Forward:
+    """Reads blocks at positions, none of which is before the last one."""
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks = blocks
-        self._left = b""
+        self._start = 0
+        self._block = b""
 
-    def read(self, size: int) -> bytes:
-        while len(self._left) < size and (block := next(self._blocks, b"")):
-            self._left += block
-        taken, self._left = self._left[:size], self._left[size:]
-        return taken
-
-
-def first_names(archive: Iterator[bytes], members: Sequence[str]) -> set[str]:
-    """Return which other members must be unpacked: the names under which hard-linked files are stored.
-
-    An archive holds the content of such a file under the first of its names only. Raises
-    Error if the archive is damaged, or leads out of the directory that it is unpacked in.
-    """
-    import tarfile  # slow to import, and no backup needs it
-
-    try:
-        with tarfile.open(fileobj=cast(IO[bytes], _Reader(archive)), mode="r|") as headers:
-            links = [entry for entry in headers if entry.islnk()]
-    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
-        raise Error(str(error)) from error
-    wanted = {entry.linkname for entry in links if _is_among(entry.name, members)}
-    extra = {name for name in wanted if not _is_among(name, members)}
-    for name in extra:
-        check_inside(name)
-    return extra
+    def read(self, position: int, length: int) -> bytes:
+        """The bytes of a range, fewer at the end."""
+        while self._start + len(self._block) < position + length and (block := next(self._blocks, b"")):
+            passed = min(position - self._start, len(self._block))
+            self._start += passed
+            self._block = self._block[passed:] + block
+        return self._block[position - self._start :][:length] if position >= self._start else b""
 
 
 def check_inside(name: str) -> None:
     """Raise Error if a member's name leads out of the directory that it is unpacked in."""
     if name.startswith("/") or ".." in name.split("/"):
         raise Error(f"it holds a hard link to {name}, which lies outside: refused")
-
-
-def _is_among(name: str, members: Sequence[str]) -> bool:
-    return any(name == member or name.startswith(f"{member}/") for member in members)
 
 
 def changed_blocks(archive: Archive, previous: tuple[int, str]) -> Iterator[bytes] | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -10,15 +11,16 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from ..archive import headers
-from ..archive.members import Selection, select
-from ..archive.stream import first_names
+from ..archive.members import Member, members
+from ..archive.selection import Selection, first_names, select, stretches
+from ..archive.stream import Forward
 from ..errors import Error, prefixing_errors
 from ..programs import compressors
 from ..system.directories import Directory
 from ..system.files import BLOCK, write_all
 from ..system.room import room_on
 from . import delta
-from .catalog import DUMP
+from .catalog import DUMP, GLOBALS
 
 Write = Callable[[bytes], object]
 Advance = Callable[[int], None]
@@ -98,21 +100,47 @@ class Content:
         """The name of the database if the file is a dump of one, else None."""
         return self.name[: -len(DUMP)] if self.name.endswith(DUMP) else None
 
-    def select(self, members: Sequence[str]) -> Selection | None:
+    def is_archive(self) -> bool:
+        """Whether it is one of a filesystem, and not a dump."""
+        return self.database() is None and self.name != GLOBALS
+
+    def select(self, wanted: Sequence[str]) -> Selection | None:
         """Find what must be unpacked of an archive to get these members; None if that is all of it.
 
         Besides them, these are the files that have the first name of a hard link among them.
         """
-        if not members:
+        if not wanted:
             return None
+        if len(self.files) == 1:
+            return Selection([], first_names(self.members(), wanted))
         try:
-            if len(self.files) > 1:
-                with _Reader(self.files) as reader:
-                    return select(reader.read, [file.size for file in self.files], members)
-            with self._plain() as (blocks, _):
-                return Selection([], first_names(blocks, members))
+            with _Reader(self.files) as reader:
+                return select(reader.read, [file.size for file in self.files], wanted)
         except Error as error:
             raise Error(f"{self.name} is damaged: {error}") from error
+
+    def members(self) -> Iterator[Member]:
+        """Yield the members of an archive, of which only the headers are read, unless it is compressed.
+
+        Raises Error, at the end of what can be read, if it is damaged.
+        """
+        try:
+            if self._compression != "none":
+                with self._plain() as (blocks, check):
+                    yield from members(Forward(blocks).read)
+                    for _ in blocks:
+                        pass
+                    check()
+                return
+            for places in stretches([file.size for file in self.files]):
+                with ExitStack() as opened:
+                    pieces = [piece for place in places for piece in self.files[place].content(opened).pieces]
+                    content = delta.Content(pieces)
+                    is_last = places.stop == len(self.files)
+                    # The end of the archive itself must be there.
+                    yield from members(content.read, stop=sys.maxsize if is_last else content.size)
+        except Error as error:
+            raise Error(f"{self.name} is damaged: {error}", stderr=error.stderr) from error
 
     def write_to(
         self, write: Write, advance: Advance = lambda count: None, selection: Selection | None = None

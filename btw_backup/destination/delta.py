@@ -74,11 +74,11 @@ class Content:
 
     def read(self, start: int, length: int) -> bytes:
         """The bytes of a range, fewer if the content ends there."""
-        length = min(length, self.size - start)
+        length = min(length, self._starts[-1] - start)
         if length <= 0:
             return b""
         if len(self.pieces) == 1:
-            [piece] = self.pieces
+            piece = self.pieces[0]
             return os.pread(piece.file, length, piece.start + start)
         return b"".join(os.pread(piece.file, piece.length, piece.start) for piece in self.cut(start, length))
 

@@ -22,6 +22,7 @@ _STATEMENT = re.compile(
     (?P<text>(?:[eE]'(?:[^'\\]|\\.|\'\')*+'|'[^']*+'|"[^"]*+"|--[^\n]*+|[^;'"])*+(?:;|.*))""",
     re.DOTALL | re.MULTILINE | re.VERBOSE,
 )
+_CREATED = re.compile(rb'CREATE (ROLE|TABLESPACE) ("(?:[^"]|"")*+"|[^\s;]+)')
 # Only before the first statement and after the last: elsewhere such a line may be part of a name.
 _KEYS = re.compile(
     rb"\A((?:\s|--[^\n]*+)*+)\\restrict \w+\n|^\\unrestrict \w+\n(?=(?:\s|--[^\n]*+)*+\Z)", re.MULTILINE
@@ -115,6 +116,17 @@ def read_globals(packed: int) -> None:
     with unpacked(packed) as text:
         if not any(line == b"-- PostgreSQL database cluster dump complete\n" for line in text):
             raise Error("pg_dumpall exited with code: 0, but its dump is not complete")
+
+
+def list_globals(packed: int) -> list[str]:
+    """The roles and tablespaces in a compressed dump of globals: ``role NAME`` or ``tablespace NAME``."""
+    with unpacked(packed) as text:
+        matches = [match for sql in split_globals(text.read()) if (match := _CREATED.match(sql))]
+    found = []
+    for match in matches:
+        name = match[2][1:-1].replace(b'""', b'"') if match[2].startswith(b'"') else match[2]
+        found.append(f"{os.fsdecode(match[1].lower())} {os.fsdecode(name)}")
+    return found
 
 
 def split_globals(sql: bytes) -> Iterator[bytes]:

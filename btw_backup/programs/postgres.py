@@ -66,6 +66,15 @@ def read_dump(dump_file: int) -> None:
     process.run(["pg_restore", "--file=/dev/null"], stdin=dump_file, confined=READING).check()
 
 
+def list_dump(dump_file: int) -> list[str]:
+    """What ``pg_restore --list`` prints of a dump, line by line."""
+    os.lseek(dump_file, 0, os.SEEK_SET)
+    with tempfile.TemporaryFile() as listed:
+        process.run(["pg_restore", "--list"], stdin=dump_file, stdout=listed, confined=READING).check()
+        listed.seek(0)
+        return listed.read().decode(errors="surrogateescape").splitlines()
+
+
 def restore(
     database: str,
     dump_file: int,

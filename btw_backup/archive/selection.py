@@ -1,0 +1,133 @@
+"""Where some members of an archive in parts are, found from few of its headers."""
+
+import os
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Sequence
+from itertools import accumulate, chain, pairwise
+from typing import NamedTuple
+
+from . import headers
+from .members import Member, Read, members
+from .parts import FULL
+from .stream import check_inside
+
+Range = tuple[int, int]
+
+
+def stretches(sizes: Sequence[int]) -> list[range]:
+    """Divide parts, given their sizes in bytes, into the shortest runs that surely begin with a member each.
+
+    In the data of a member there may be headers, too, of whatever its owner likes. So a part counts as
+    beginning with a member only if it is neither as long as data is cut, nor follows such a part.
+    """
+    is_cut = [False, *(size == FULL.cut for size in sizes)]
+    begins = [place for place in range(len(sizes)) if not any(is_cut[place : place + 2])]
+    if sizes and begins[:1] != [0]:
+        begins.insert(0, 0)
+    return [range(first, end) for first, end in pairwise([*begins, len(sizes)])]
+
+
+class Selection(NamedTuple):
+    """Ranges of an archive, in bytes; what is to be unpacked of them, besides what was asked for."""
+
+    ranges: list[Range]
+    extra: set[str]
+
+
+def select(read: Read, sizes: Sequence[int], wanted: Sequence[str]) -> Selection:
+    """Find where members, and what is below them, are; and the files to which hard links among them lead.
+
+    ``sizes`` are those of the archive's parts, in bytes. An archive holds the content of a hard-linked file
+    under the first of its names only. Raises Error if the archive is damaged, or leads out of the directory
+    that it is unpacked in.
+    """
+    parts = _Parts(read, sizes)
+    names = [os.fsencode(name) for name in wanted]
+    found = parts.find(names)
+    links = _others([member.link for member in found if member.link], names)
+    first = [member for member in parts.find(links) if member.name in links]
+    ranges: list[Range] = []
+    for member in sorted({*found, *first}, key=lambda member: member.start):
+        _add(ranges, member)
+    return Selection(ranges, set(map(os.fsdecode, links)))
+
+
+def first_names(archive: Iterable[Member], wanted: Sequence[str]) -> set[str]:
+    """The first names of the hard-linked files among the wanted members, where these are others.
+
+    Raises Error if one leads out of the directory that the archive is unpacked in.
+    """
+    names = [os.fsencode(name) for name in wanted]
+    links = {
+        member.link for member in archive if member.kind == headers.HARD_LINK and is_among(member.name, names)
+    }
+    return set(map(os.fsdecode, _others(links, names)))
+
+
+def _others(links: Iterable[bytes], names: Sequence[bytes]) -> set[bytes]:
+    """Those that are not among the wanted members. Raises Error if one leads outside."""
+    others = {link for link in links if not is_among(link, names)}
+    for link in others:
+        check_inside(os.fsdecode(link))
+    return others
+
+
+class _Found(NamedTuple):
+    """A member: its name, the name that it is a hard link to, empty if it is none, and its range."""
+
+    name: bytes
+    link: bytes
+    start: int
+    end: int
+
+
+class _Parts:
+    """The parts of an archive, in which members are sorted by name; found from few of their headers."""
+
+    def __init__(self, read: Read, sizes: Sequence[int]) -> None:
+        self._read = read
+        starts = [0, *accumulate(sizes)]
+        self._begins = [starts[places.start] for places in stretches(sizes)]
+        self._end = starts[-1]
+
+    def find(self, names: Collection[bytes]) -> list[_Found]:
+        """The members of these names, and all below them."""
+        found = {name: self._find(name) for name in names}
+        # What is not where it should be may be elsewhere, if the archive is in another order.
+        missing = [name for name in names if not found[name]]
+        others = self._among(0, self._end, missing) if missing else []
+        return [*chain.from_iterable(found.values()), *others]
+
+    def _find(self, name: bytes) -> list[_Found]:
+        path = name.removeprefix(b"./")
+        if not self._begins or path == b".":
+            return []
+        order = path.replace(b"/", b"\0")
+        first = bisect_right(self._begins, order, key=self._order) - 1
+        last = bisect_left(self._begins, order + b"\1", key=self._order)
+        end = self._begins[last] if last < len(self._begins) else self._end
+        return self._among(self._begins[max(first, 0)], end, [name])
+
+    def _among(self, start: int, end: int, names: Sequence[bytes]) -> list[_Found]:
+        return [
+            _Found(found.name, found.link if found.kind == headers.HARD_LINK else b"", found.start, found.end)
+            for found in members(self._read, start, end)
+            if is_among(found.name, names)
+        ]
+
+    def _order(self, start: int) -> bytes:
+        """The place of the member that begins there, see ``walk``."""
+        path = headers.path_at(self._read(start, headers.BEGINNING))
+        return (path or b"").replace(b"/", b"\0")
+
+
+def is_among(name: bytes, names: Collection[bytes]) -> bool:
+    """Whether a member is one of these, or below one of them."""
+    return any(name == wanted or name.startswith(wanted + b"/") for wanted in names)
+
+
+def _add(ranges: list[Range], member: _Found) -> None:
+    if ranges and ranges[-1][1] == member.start:
+        ranges[-1] = ranges[-1][0], member.end
+    else:
+        ranges.append((member.start, member.end))

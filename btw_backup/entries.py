@@ -1,0 +1,86 @@
+"""The members of an archive as several commands print them."""
+
+import os
+import stat
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from .archive.members import Member
+from .times import format_moment
+
+# tar's type flags: what they are called in JSON, and the type bits of a mode.
+_KINDS: Final = {
+    b"0": ("file", stat.S_IFREG),
+    b"1": ("hardlink", stat.S_IFREG),
+    b"2": ("symlink", stat.S_IFLNK),
+    b"3": ("chardev", stat.S_IFCHR),
+    b"4": ("blockdev", stat.S_IFBLK),
+    b"5": ("directory", stat.S_IFDIR),
+    b"6": ("fifo", stat.S_IFIFO),
+}
+_REGULAR = _KINDS[b"0"]
+_HARD_LINK, _SYMBOLIC_LINK, _DEVICES = b"1", b"2", (b"3", b"4")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def long_line(member: Member) -> str:
+    """A line about a member: mode, owner, size or device, time in UTC, path, and where a link leads."""
+    mode = stat.filemode(_KINDS.get(member.kind, _REGULAR)[1] | member.mode)
+    if member.kind == _HARD_LINK:
+        mode = "h" + mode[1:]
+    user, group = (name or str(number) for name, number in zip(member.owner_names, member.owner, strict=True))
+    size = "{},{}".format(*member.device) if member.kind in _DEVICES else str(member.size)
+    time = when(member.modified)
+    return f"{mode} {user + '/' + group:<17} {size:>10} {time} {member.path}{_link(member)}"
+
+
+def as_object(member: Member) -> dict[str, Any]:
+    """The same for JSON: the size in bytes, the time with nanoseconds."""
+    found: dict[str, Any] = {"path": member.path, **facts(member)}
+    if member.kind in (_HARD_LINK, _SYMBOLIC_LINK):
+        found["link"] = linked(member)
+    if member.kind in _DEVICES:
+        found["device"] = [*member.device]
+    return found
+
+
+def facts(member: Member) -> dict[str, Any]:
+    """What JSON has of every member besides its path."""
+    seconds, fraction = divmod(member.modified, 10**9)
+    time = when(member.modified)
+    return {
+        "type": kind(member),
+        "mode": f"{member.mode:04o}",
+        "uid": member.owner[0],
+        "gid": member.owner[1],
+        "user": member.owner_names[0],
+        "group": member.owner_names[1],
+        "size": member.size,
+        "modified": f"@{seconds}" if time.startswith("@") else f"{time}.{fraction:09}Z",
+    }
+
+
+def kind(member: Member) -> str:
+    """What kind of file a member is, in a word."""
+    return _KINDS.get(member.kind, _REGULAR)[0]
+
+
+def linked(member: Member) -> str:
+    """Where a link leads; for a hard link, the path of another member."""
+    link = member.link
+    return os.fsdecode(link.removeprefix(b"./") if member.kind == _HARD_LINK else link)
+
+
+def when(modified: int) -> str:
+    """A time in nanoseconds as UTC; as seconds, after an ``@``, if no calendar has it."""
+    seconds = modified // 10**9
+    try:
+        return format_moment(_EPOCH + timedelta(seconds=seconds))
+    except OverflowError:
+        return f"@{seconds}"
+
+
+def _link(member: Member) -> str:
+    if member.kind == _SYMBOLIC_LINK:
+        return f" -> {linked(member)}"
+    return f" link to {linked(member)}" if member.kind == _HARD_LINK else ""
