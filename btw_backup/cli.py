@@ -20,6 +20,7 @@ COMMANDS = {
     "fs-restore": "restores a filesystem hierarchy",
     "db-restore": "restores a database or the database globals",
     "ls": "lists what a point holds",
+    "find": "finds files by their names in every point",
     "verify": "reads backups to the last byte and reports damage",
     "prune": "removes backups that a retention policy does not keep",
     "status": "reports the age and the size of backups",

@@ -36,7 +36,9 @@ def long_line(member: Member) -> str:
 
 def as_object(member: Member) -> dict[str, Any]:
     """The same for JSON: the size in bytes, the time with nanoseconds."""
-    found: dict[str, Any] = {"path": member.path, **facts(member)}
+    about = facts(member.kind, member.mode, member.owner, member.size, member.modified)
+    user, group = member.owner_names
+    found: dict[str, Any] = {"path": member.path, **about, "user": user, "group": group}
     if member.kind in (_HARD_LINK, _SYMBOLIC_LINK):
         found["link"] = linked(member)
     if member.kind in _DEVICES:
@@ -44,25 +46,18 @@ def as_object(member: Member) -> dict[str, Any]:
     return found
 
 
-def facts(member: Member) -> dict[str, Any]:
+def facts(kind: bytes, mode: int, owner: tuple[int, int], size: int, modified: int) -> dict[str, Any]:
     """What JSON has of every member besides its path."""
-    seconds, fraction = divmod(member.modified, 10**9)
-    time = when(member.modified)
+    seconds, fraction = divmod(modified, 10**9)
+    time = when(modified)
     return {
-        "type": kind(member),
-        "mode": f"{member.mode:04o}",
-        "uid": member.owner[0],
-        "gid": member.owner[1],
-        "user": member.owner_names[0],
-        "group": member.owner_names[1],
-        "size": member.size,
+        "type": _KINDS.get(kind, _REGULAR)[0],
+        "mode": f"{mode:04o}",
+        "uid": owner[0],
+        "gid": owner[1],
+        "size": size,
         "modified": f"@{seconds}" if time.startswith("@") else f"{time}.{fraction:09}Z",
     }
-
-
-def kind(member: Member) -> str:
-    """What kind of file a member is, in a word."""
-    return _KINDS.get(member.kind, _REGULAR)[0]
 
 
 def linked(member: Member) -> str:

@@ -29,18 +29,19 @@ def show(text: str) -> None:
     print(one_line(text).encode(encoding, "backslashreplace").decode(encoding))
 
 
-def show_json(objects: "Iterable[Any]") -> None:
-    """Print an array of objects, one a line.
+def show_json(objects: "Iterable[Any]") -> int:
+    """Print an array of objects, one a line. Returns their number.
 
     A byte that is not UTF-8 becomes the surrogate that Python's surrogateescape has for it: ``\\udcff``.
     """
     import json  # what prints no JSON does not wait for it
 
-    before = "["
+    number = 0
     for each in objects:
-        print(f"{before}\n{json.dumps(each)}", end="")
-        before = ","
-    print("[]" if before == "[" else "\n]")
+        print(",\n" if number else "[\n", json.dumps(each), sep="", end="")
+        number += 1
+    print("\n]" if number else "[]")
+    return number
 
 
 def _say(line: str) -> None:
@@ -72,6 +73,7 @@ class Messages:
         self._shows_summary = verbose or terminal
         self._bar = terminal and os.environ.get("TERM", "dumb") != "dumb"
         self._quiet = quiet
+        self._shown: tqdm[Any] | None = None
 
     def error(self, text: str) -> None:
         """Print what failed."""
@@ -92,19 +94,31 @@ class Messages:
         if self._shows_summary:
             self.error(text)
 
+    def show(self, text: str) -> None:
+        """Print a line of the result above the progress bar, if there is one."""
+        if self._shown is not None:
+            self._shown.clear()
+        show(text)
+
     @contextmanager
-    def progress(self, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    def progress(self, total: int | None = None, unit: str = "B") -> Iterator[Callable[[int], None]]:
         """Show a bar on a terminal that can. What this yields is to be called with each number of bytes done.
 
-        ``total``: how many bytes are expected; None if that is not known.
+        ``total``: how many bytes, or other units, are expected; None if that is not known.
         """
         if not self._bar:
             yield lambda count: None
             return
         from tqdm import tqdm  # only a terminal is worth the time that this takes
 
-        with tqdm(total=total, unit="B", unit_scale=True, leave=False, delay=0.5, file=sys.stderr) as bar:
-            yield lambda count: _advance(bar, count)
+        with tqdm(
+            total=total, unit=unit, unit_scale=unit == "B", leave=False, delay=0.5, file=sys.stderr
+        ) as bar:
+            self._shown = bar
+            try:
+                yield lambda count: _advance(bar, count)
+            finally:
+                self._shown = None
 
 
 def _advance(bar: "tqdm[Any]", count: int) -> None:

@@ -1,6 +1,7 @@
 """Time spans and moments as people write them."""
 
 import re
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from pytimeparse.timeparse import timeparse
@@ -45,23 +46,24 @@ _PERIODS = {
 }
 
 
-def last_moment(text: str) -> datetime | None:
-    """Return the last second of the day, hour, minute or second that the text names; None if none."""
-    for form, period in _PERIODS.items():
-        try:
-            return datetime.strptime(text, form).replace(tzinfo=UTC) + (period - timedelta(seconds=1))
-        except (ValueError, OverflowError):
-            continue
-    return None
-
-
 def latest_moment(at: str, now: datetime) -> datetime:
     """The last second that ``at`` means: a time or its beginning, or a span before ``now``. Raises Error."""
-    moment = last_moment(re.sub(r"\.t[.a-z]+$", "", at))
-    if moment is not None:
-        return moment
+    return _moments(at, now)[1]
+
+
+def earliest_moment(at: str, now: datetime) -> datetime:
+    """The first second that ``at`` means. Raises Error."""
+    return _moments(at, now)[0]
+
+
+def _moments(at: str, now: datetime) -> tuple[datetime, datetime]:
+    """The first and the last second that ``at`` means."""
+    for form, period in _PERIODS.items():
+        with suppress(ValueError, OverflowError):
+            first = datetime.strptime(re.sub(r"\.t[.a-z]+$", "", at), form).replace(tzinfo=UTC)
+            return first, first + (period - timedelta(seconds=1))
     try:
-        return now - parse_span(at)
+        return (moment := now - parse_span(at)), moment
     except (ValueError, OverflowError):
         raise Error(
             f"not a time: {at!r}: use what list prints, or its beginning, such as 2026-11-22, or a span: 3d"

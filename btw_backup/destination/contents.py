@@ -26,6 +26,11 @@ Write = Callable[[bytes], object]
 Advance = Callable[[int], None]
 
 
+def is_archive(name: str) -> bool:
+    """Whether the first file of a point is an archive, and not a dump."""
+    return not name.endswith(DUMP) and name != GLOBALS
+
+
 class StoredFile(NamedTuple):
     """A file of a point, open and not yet checked.
 
@@ -102,7 +107,7 @@ class Content:
 
     def is_archive(self) -> bool:
         """Whether it is one of a filesystem, and not a dump."""
-        return self.database() is None and self.name != GLOBALS
+        return is_archive(self.name)
 
     def select(self, wanted: Sequence[str]) -> Selection | None:
         """Find what must be unpacked of an archive to get these members; None if that is all of it.
@@ -136,9 +141,9 @@ class Content:
                 with ExitStack() as opened:
                     pieces = [piece for place in places for piece in self.files[place].content(opened).pieces]
                     content = delta.Content(pieces)
-                    is_last = places.stop == len(self.files)
                     # The end of the archive itself must be there.
-                    yield from members(content.read, stop=sys.maxsize if is_last else content.size)
+                    stop = sys.maxsize if places.stop == len(self.files) else content.size
+                    yield from members(content.read, stop=stop)
         except Error as error:
             raise Error(f"{self.name} is damaged: {error}", stderr=error.stderr) from error
 

@@ -82,6 +82,12 @@ class Content:
             return os.pread(piece.file, length, piece.start + start)
         return b"".join(os.pread(piece.file, piece.length, piece.start) for piece in self.cut(start, length))
 
+    def rest(self, start: int) -> Piece:
+        """What follows of the piece that holds a byte."""
+        at = bisect_right(self._starts, start) - 1
+        piece, skipped = self.pieces[at], start - self._starts[at]
+        return Piece(piece.file, piece.start + skipped, piece.length - skipped)
+
     def cut(self, start: int, length: int) -> Iterator[Piece]:
         """Yield the pieces of a range. Raises Damaged if it is not inside the content."""
         if length <= 0 or start < 0 or start + length > self.size:

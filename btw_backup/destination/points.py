@@ -79,7 +79,7 @@ def of_chain(top: Directory, stamp: str, files: ExitStack) -> Content:
     return Content([point.file(name) for name in point.names()], "none", is_older=stamp != state.stamps[-1])
 
 
-class _Way(NamedTuple):
+class Way(NamedTuple):
     """A version that leads to an older one: its stamp, how it is stored, and its open file."""
 
     stamp: str
@@ -131,7 +131,7 @@ class _Point:
             name, known.size, known.digest, identity, partial(self._content, name, mirror, ways)
         )
 
-    def _ways(self, name: str, mirror: int | None) -> list[_Way]:
+    def _ways(self, name: str, mirror: int | None) -> list[Way]:
         """The versions that lead from the mirror to the point, the newest first."""
         found = self._versions.get(name, {})
         stamps = self._stamps
@@ -140,13 +140,13 @@ class _Point:
         newest_stamp = self._state.stamps[-1]
         if self._state.interrupted and newest_stamp in found and not self._is_mirror(name, mirror):
             stamps = [newest_stamp, *stamps]
-        ways: list[_Way] = []
+        ways: list[Way] = []
         for stamp in filter(found.__contains__, stamps):
             if not found[stamp].ending.startswith("diff"):
                 ways = []  # it needs no newer one
             assert self._increments is not None
             file = self._files.enter_context(self._increments.file(found[stamp].file))
-            ways.append(_Way(stamp, found[stamp].ending, file))
+            ways.append(Way(stamp, found[stamp].ending, file))
         return ways
 
     def _is_mirror(self, name: str, mirror: int | None) -> bool:
@@ -158,25 +158,31 @@ class _Point:
             return hashlib.file_digest(file, "sha1").hexdigest() == known.digest
 
     def _content(
-        self, name: str, mirror: int | None, ways: Sequence[_Way], opened: ExitStack
+        self, name: str, mirror: int | None, ways: Sequence[Way], opened: ExitStack
     ) -> delta.Content:
         """Put the file together."""
         content = None if mirror is None else delta.whole(mirror)
         for way in ways:
-            if way.ending.startswith("missing"):
-                content = None
-                continue
-            known = self._metadata.at(way.stamp, name)
-            if known is None:
-                raise Error(f"{name} cannot be checked: the metadata of the chain is gone")
-            with prefixing_errors(tempfile.gettempdir()):
-                try:
-                    newer = content or delta.Content([])
-                    content = delta.older(newer, way.file, way.ending, known.size, opened)
-                except delta.Damaged as error:
-                    raise Error(
-                        f"{name} is damaged: the way back to {way.stamp} cannot be read: {error}"
-                    ) from error
+            content = older(self._metadata, name, content, way, opened)
         if content is None:
             raise Error(f"{name} is damaged: it is missing")
         return content
+
+
+def older(
+    metadata: Metadata, name: str, newer: delta.Content | None, way: Way, opened: ExitStack
+) -> delta.Content | None:
+    """Follow one way to an older content of a file, None if it was not there; ``newer`` likewise.
+
+    ``opened`` closes what is needed for it. Raises Error if that is damaged.
+    """
+    if way.ending.startswith("missing"):
+        return None
+    known = metadata.at(way.stamp, name)
+    if known is None:
+        raise Error(f"{name} cannot be checked: the metadata of the chain is gone")
+    with prefixing_errors(tempfile.gettempdir()):
+        try:
+            return delta.older(newer or delta.Content([]), way.file, way.ending, known.size, opened)
+        except delta.Damaged as error:
+            raise Error(f"{name} is damaged: the way back to {way.stamp} cannot be read: {error}") from error
