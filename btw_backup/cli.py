@@ -21,6 +21,7 @@ COMMANDS = {
     "db-restore": "restores a database or the database globals",
     "ls": "lists what a point holds",
     "find": "finds files by their names in every point",
+    "diff": "shows what has changed between two points, or since one",
     "verify": "reads backups to the last byte and reports damage",
     "prune": "removes backups that a retention policy does not keep",
     "status": "reports the age and the size of backups",

@@ -26,7 +26,7 @@ def matcher(patterns: Sequence[str], *, ignores_case: bool = False) -> Callable[
     def matches(path: str) -> bool:
         if name.match(path[path.rfind("/") + 1 :]):
             return True
-        return any(_matches(whole, path.split("/")) for whole in wholes)
+        return bool(wholes) and any(_matches(whole, path.split("/")) for whole in wholes)
 
     return matches
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from btw_backup.destination.delta import Damaged, older, whole
+from btw_backup.destination.delta import Damaged, Scratch, older, whole
 
 MAGIC = bytes.fromhex("72730236")
 NEWER = bytes(range(256)) * 300
@@ -31,7 +31,7 @@ def followed(delta: bytes, size: int, ending: str = "diff.gz") -> bytes:
         newer.flush()
         version = os.memfd_create("version")
         os.write(version, stored)
-        content = older(whole(newer.fileno()), version, ending, size, opened)
+        content = older(whole(newer.fileno()), version, ending, size, Scratch(opened))
         return b"".join(content.blocks())
 
 
@@ -79,4 +79,4 @@ def test_zeros_without_end_after_a_version_are_not_read() -> None:
         os.write(version, gzip.compress(MAGIC + b"\x01a\0"))
         os.ftruncate(version, 1 << 40)
         with pytest.raises(Damaged):
-            older(whole(newer.fileno()), version, "diff.gz", 1, opened)
+            older(whole(newer.fileno()), version, "diff.gz", 1, Scratch(opened))

@@ -8,14 +8,14 @@ PACKAGE = TESTS.parent / "btw_backup"
 # From the roof to the ground. Those of one floor may import each other, but for commands.
 COMMANDS = {
     *("fs", "fs_init", "list", "db", "fs_restore", "db_restore", "verify", "prune", "status", "sync"),
-    *("ls", "find", "fetch", "check_config"),
+    *("ls", "find", "diff", "fetch", "check_config"),
 }
 FLOORS = [
     {"__main__"},
     {"cli"},
     COMMANDS,
     {"arguments", "entries", "monitoring", "offsite", "patterns"},
-    {"config", "options", "hooks", "workdir", "source", "walk", "fingerprint", "ranges"},
+    {"config", "options", "hooks", "workdir", "source", "walk", "fingerprint", "ranges", "live"},
     {"destination"},
     {"archive"},
     {"programs"},

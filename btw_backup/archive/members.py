@@ -108,6 +108,12 @@ class Member(NamedTuple):
         """What its pax headers tell: keywords and their values."""
         return _parsed(self.extension)
 
+    def holes(self) -> tuple[bytes, ...]:
+        """What tells where the holes of a sparse file are."""
+        if self.kind == _SPARSE:
+            return (self.header[386:482],)
+        return tuple(re.findall(rb"GNU\.sparse\.(?:offset|numbytes|map)=[^\n]*", self.extension))
+
     def attributes(self) -> dict[bytes, bytes]:
         """Its extended attributes and ACLs, as pax headers have them."""
         return {

@@ -45,6 +45,11 @@ class StoredFile(NamedTuple):
     identity: object
     content: Callable[[ExitStack], delta.Content]
 
+    @property
+    def key(self) -> object:
+        """What another file has only if it holds the same."""
+        return (self.size, self.digest) if self.digest else self.identity
+
     def write_to(self, write: Write, advance: Advance = lambda count: None) -> None:
         """Write all of it. Raises Error at the end if it is not what was stored."""
         with ExitStack() as opened:
@@ -104,6 +109,10 @@ class Content:
     def database(self) -> str | None:
         """The name of the database if the file is a dump of one, else None."""
         return self.name[: -len(DUMP)] if self.name.endswith(DUMP) else None
+
+    def is_compressed(self) -> bool:
+        """Whether it can be read only from its start, through a decompressor."""
+        return self._compression != "none"
 
     def is_archive(self) -> bool:
         """Whether it is one of a filesystem, and not a dump."""

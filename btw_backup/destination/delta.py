@@ -77,9 +77,10 @@ class Content:
         length = min(length, self._starts[-1] - start)
         if length <= 0:
             return b""
-        if len(self.pieces) == 1:
-            piece = self.pieces[0]
-            return os.pread(piece.file, length, piece.start + start)
+        at = bisect_right(self._starts, start) - 1
+        piece, skipped = self.pieces[at], start - self._starts[at]
+        if skipped + length <= piece.length:
+            return os.pread(piece.file, length, piece.start + skipped)
         return b"".join(os.pread(piece.file, piece.length, piece.start) for piece in self.cut(start, length))
 
     def rest(self, start: int) -> Piece:
@@ -107,45 +108,61 @@ def whole(file: int) -> Content:
     return Content([Piece(file, 0, os.fstat(file).st_size)])
 
 
-def older(newer: Content, version: int, ending: str, size: int, opened: ExitStack) -> Content:
+class Scratch:
+    """An unnamed file under TMPDIR to which data are appended. ``opened`` closes it."""
+
+    def __init__(self, opened: ExitStack) -> None:
+        self._opened = opened
+        self._file: int | None = None
+
+    def end(self) -> tuple[int, int]:
+        """The open file, which is at its end, and how long it is."""
+        if self._file is None:
+            self._file = self._opened.enter_context(tempfile.TemporaryFile()).fileno()
+        return self._file, os.lseek(self._file, 0, os.SEEK_END)
+
+
+def older(newer: Content, version: int, ending: str, size: int, scratch: Scratch) -> Content:
     """Return the content of an older version, stored whole or as a difference to the ``newer`` content.
 
     ``version`` is an open file, ``ending`` what ``chain.Version`` tells of it; ``size`` is what the content
-    has, in bytes. ``opened`` closes the temporary files that are needed. Raises Damaged.
+    has, in bytes. It is unpacked into ``scratch``. Raises Damaged.
     """
-    plain = _unpacked(version, size, opened) if ending.endswith(".gz") else version
-    content = whole(plain) if ending.startswith("snapshot") else Content(_followed(plain, newer, size))
+    plain = whole(version).pieces[0] if not ending.endswith(".gz") else _unpacked(version, size, scratch)
+    content = Content([plain]) if ending.startswith("snapshot") else Content(_followed(plain, newer, size))
     if content.size != size:
         raise Damaged("it gives another size than the recorded one")
     return content
 
 
-def _unpacked(version: int, size: int, opened: ExitStack) -> int:
-    """Unpack an open gzip file, that of a version of ``size`` bytes, into an unnamed file under TMPDIR."""
+def _unpacked(version: int, size: int, scratch: Scratch) -> Piece:
+    """Unpack an open gzip file, that of a version of ``size`` bytes."""
     most = 2 * size + _SLACK  # commands and literals; what somebody has doctored could be endless
     if os.fstat(version).st_size > most:
         raise Damaged("it is too large for its content")
-    scratch = opened.enter_context(tempfile.TemporaryFile()).fileno()
+    file, start = scratch.end()
+    length = 0
     with open(os.dup(version), "rb") as packed:
         packed.seek(0)
         try:
             unpacked = gzip.open(packed)
             while block := unpacked.read(BLOCK):
                 # Not into a buffer: closing the file would write it, and fail once more if the disk is full.
-                write_all(scratch, block)
-                if os.lseek(scratch, 0, os.SEEK_CUR) > most:
+                write_all(file, block)
+                length += len(block)
+                if length > most:
                     raise Damaged("it is too large for its content")
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise Damaged(str(error)) from error
-    return scratch
+    return Piece(file, start, length)
 
 
-def _followed(delta: int, newer: Content, size: int) -> list[Piece]:
+def _followed(delta: Piece, newer: Content, size: int) -> list[Piece]:
     """Return the pieces of ``size`` bytes that a delta puts together. Raises Damaged."""
     pieces: list[Piece] = []
-    end = os.fstat(delta).st_size
-    with open(os.dup(delta), "rb", buffering=BLOCK) as commands:
-        commands.seek(0)
+    end = delta.start + delta.length
+    with open(os.dup(delta.file), "rb", buffering=BLOCK) as commands:
+        commands.seek(delta.start)
         if _number(commands, 4) != _MAGIC:
             raise Damaged("it is not a delta")
         while (command := _number(commands, 1)) != _END:
@@ -164,7 +181,7 @@ def _followed(delta: int, newer: Content, size: int) -> list[Piece]:
             if not 0 < length <= end - commands.tell():
                 raise Damaged("it ends too early")
             size -= length
-            _append(pieces, Piece(delta, commands.tell(), length))
+            _append(pieces, Piece(delta.file, commands.tell(), length))
             commands.seek(length, os.SEEK_CUR)
     return pieces
 

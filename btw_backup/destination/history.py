@@ -14,7 +14,7 @@ from ..system.directories import Directory
 from ..system.limits import allow_open_files
 from . import chain, delta, points
 from .catalog import Chosen
-from .contents import StoredFile, is_archive
+from .contents import is_archive
 from .metadata import Metadata
 from .reader import Destination
 
@@ -124,7 +124,7 @@ class _Chain:
         increments = self._files.enter_context(data.open(chain.INCREMENTS))
         found: dict[str, dict[str, points.Way]] = {}
         versions = chain.versions(increments.names())
-        allow_open_files(2 * sum(map(len, versions.values())) + len(self._mirrors))
+        allow_open_files(sum(map(len, versions.values())) + len(self._mirrors))
         for name, by_stamp in versions.items():
             for stamp in by_stamp.keys() & {*self._stamps[:-1]}:
                 file = self._files.enter_context(increments.file(by_stamp[stamp].file))
@@ -133,18 +133,15 @@ class _Chain:
 
     def states(self) -> Iterator[tuple[str, Sequence[_Part]]]:
         """Yield the parts at each point, the newest first."""
-        parts = {file.name: _Part(_key(file), file.content(self._files)) for file in self._newest}
+        scratch = delta.Scratch(self._files)
+        parts = {file.name: _Part(file.key, file.content(self._files)) for file in self._newest}
         for stamp in reversed(self._stamps):
             ways = self._ways.get(stamp, {})
             known = self._metadata.files(stamp, self._mirrors) if ways else {}
             for name, way in ways.items():
                 newer = parts.pop(name, None)
                 if name in known:
-                    content = points.older(self._metadata, name, newer and newer.content, way, self._files)
+                    content = points.older(self._metadata, name, newer and newer.content, way, scratch)
                     if content is not None:
                         parts[name] = _Part(known[name], content)
             yield stamp, [parts[name] for name in sorted(parts)]
-
-
-def _key(file: StoredFile) -> object:
-    return (file.size, file.digest) if file.digest else file.identity

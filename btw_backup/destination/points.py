@@ -162,19 +162,20 @@ class _Point:
     ) -> delta.Content:
         """Put the file together."""
         content = None if mirror is None else delta.whole(mirror)
+        scratch = delta.Scratch(opened)
         for way in ways:
-            content = older(self._metadata, name, content, way, opened)
+            content = older(self._metadata, name, content, way, scratch)
         if content is None:
             raise Error(f"{name} is damaged: it is missing")
         return content
 
 
 def older(
-    metadata: Metadata, name: str, newer: delta.Content | None, way: Way, opened: ExitStack
+    metadata: Metadata, name: str, newer: delta.Content | None, way: Way, scratch: delta.Scratch
 ) -> delta.Content | None:
     """Follow one way to an older content of a file, None if it was not there; ``newer`` likewise.
 
-    ``opened`` closes what is needed for it. Raises Error if that is damaged.
+    It is unpacked into ``scratch``. Raises Error if it is damaged.
     """
     if way.ending.startswith("missing"):
         return None
@@ -183,6 +184,6 @@ def older(
         raise Error(f"{name} cannot be checked: the metadata of the chain is gone")
     with prefixing_errors(tempfile.gettempdir()):
         try:
-            return delta.older(newer or delta.Content([]), way.file, way.ending, known.size, opened)
+            return delta.older(newer or delta.Content([]), way.file, way.ending, known.size, scratch)
         except delta.Damaged as error:
             raise Error(f"{name} is damaged: the way back to {way.stamp} cannot be read: {error}") from error

@@ -1,8 +1,11 @@
 """GNU tar: its command lines, and what its exit means."""
 
+import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
+from enum import Enum
+from typing import IO, NamedTuple
 
 from ..system.confinement import READING, UNPACKING, Confinement
 from ..system.directories import Directory
@@ -108,3 +111,63 @@ def listing() -> Iterator[Unpacking]:
         listed = Unpacking(program)
         yield listed
         listed.finish()
+
+
+class Aspect(Enum):
+    """In what a file differs from a member, by what the end of the line that tar prints begins with.
+
+    LINK: it is another file than the one that the member is a hard link to.
+    """
+
+    CONTENT = (b"Contents differ", b"Size differs", b"Symlink differs", b"Device number", b"File fragment at")
+    ATTRIBUTES = (b"Mode differs", b"Uid differs", b"Gid differs")
+    TIME = (b"Mod time differs",)
+    TYPE = (b"File type differs",)
+    LINK = (b"Not linked to",)
+
+
+_COMPARED = re.compile(rb"((?:[^\\:]|\\.)+): (.*)")
+_ESCAPED = re.compile(rb"\\([0-7]{3}|.)")
+_MEANT = {b"a": b"\a", b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v"}
+
+
+class Comparing(Unpacking):
+    """A running tar that compares an archive with a directory. Made by ``comparing``."""
+
+    def __init__(self, program: process.Program, printed: IO[bytes]) -> None:
+        super().__init__(program)
+        self._printed = printed
+
+    def differences(self) -> dict[bytes, set[Aspect]]:
+        """Wait for tar, and return in what members differ, by their names. Missing files are not among them.
+
+        Raises Error if it could not read something.
+        """
+        with suppress(BrokenPipeError):
+            self._program.stdin.close()
+        self._program.wait().check((0, 1))
+        self._printed.seek(0)
+        found: dict[bytes, set[Aspect]] = {}
+        for line in self._printed:
+            if match := _COMPARED.fullmatch(line.rstrip(b"\n")):
+                aspects = {aspect for aspect in Aspect if match[2].startswith(aspect.value)}
+                found.setdefault(_ESCAPED.sub(_meant, match[1]).rstrip(b"/"), set()).update(aspects)
+        return found
+
+
+def _meant(escaped: re.Match[bytes]) -> bytes:
+    """What tar's --quoting-style=escape has written like this."""
+    text = escaped[1]
+    return bytes([int(text, 8)]) if len(text) == 3 else _MEANT.get(text, text)
+
+
+@contextmanager
+def comparing(directory: Directory) -> Iterator[Comparing]:
+    """Compare what is written, an archive, with an open directory, contents included."""
+    argv = ["tar", "--compare", *_READING, "--quoting-style=escape"]
+    with (
+        tempfile.TemporaryFile() as printed,
+        process.Program(argv, stdin=process.PIPE, stdout=printed, cwd=directory, confined=READING) as program,
+    ):
+        process.widen(program.stdin)
+        yield Comparing(program, printed)
