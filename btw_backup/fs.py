@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from . import fingerprint, hooks, offsite, workdir
 from .archive import parts
-from .archive.comparison import compare, compare_some
+from .archive.division import compare, compare_some
 from .archive.parts import Made, Part
 from .archive.stream import Archive, archiving, changed_blocks
 from .arguments import add_destination, add_owner, add_wait

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from btw_backup.archive import comparison
+from btw_backup.archive import division
 from btw_backup.archive.members import members
 from btw_backup.archive.parts import Made, Part, Start
 from btw_backup.archive.selection import select
@@ -257,7 +257,7 @@ def test_a_stored_part_that_changes_while_it_is_read(
             victim.write_bytes(b"")
 
     victim.write_bytes(victim.read_bytes()[:-1] + b"x")
-    monkeypatch.setattr(comparison, "BEGINNING", 512)  # so that blocks are small
+    monkeypatch.setattr(division, "BEGINNING", 512)  # so that blocks are small
     store.open = changing  # type: ignore[method-assign]
     with pytest.raises(Error, match="changed while it was read"):
         store.add(archive, SMALL)

@@ -10,7 +10,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from btw_backup.archive import parts
-from btw_backup.archive.comparison import compare, compare_some
+from btw_backup.archive.division import compare, compare_some
 from btw_backup.archive.parts import Made, Part, Sizes
 from btw_backup.destination import labels
 from btw_backup.programs.tar import Source, tar_command
