@@ -22,6 +22,13 @@ def add_destination(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dst", help="the directory that holds the backups; it must exist")
 
 
+def add_destinations(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
+    """Add ``dst``, one or several; see Destinations."""
+    parser.add_argument(
+        "dst", nargs=nargs, help="a directory that holds backups, or one that holds such directories"
+    )
+
+
 def add_at(parser: argparse._ActionsContainer, which: str = "point", listed_by: str = "list") -> None:
     """Add ``--at``, which selects a point, or something else that has a time."""
     parser.add_argument(

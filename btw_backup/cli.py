@@ -113,9 +113,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "btw-backup") -> int:
         _drop_output()
         return 128 + signal.SIGPIPE
     except Error as error:
-        messages.passed_on(error.stderr)
-        for line in error.lines:
-            messages.error(line)
+        messages.report(error)
         return error.status
     except OSError as error:
         messages.error(f"{error.filename or 'standard output'}: {error.strerror or error}")

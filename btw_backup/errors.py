@@ -2,14 +2,24 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 FAILED = 1
 USAGE = 2
 INCOMPLETE = 3
+# The backup was made, its off-site copy was not.
+NOT_SENT = 4
 BUSY = os.EX_TEMPFAIL
+
+# A failure must not look as if another run would make up for it.
+_RISING = (0, INCOMPLETE, NOT_SENT, BUSY, FAILED)
+
+
+def worst(statuses: Iterable[int]) -> int:
+    """Return the worst of the exit statuses of a command's pieces of work; 0 if there are none."""
+    return max(statuses, key=_RISING.index, default=0)
 
 
 class Error(Exception):

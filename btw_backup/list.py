@@ -3,14 +3,16 @@
 import argparse
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
-from .arguments import add_destination
+from .arguments import add_destinations
 from .destination.catalog import listing
+from .destination.collection import Destinations
 from .destination.reader import Destination
 from .destination.sizes import Measured, measure
 from .errors import FAILED
-from .messages import size
+from .messages import Messages, size
 from .times import age, format_moment
 
 EXAMPLE = "btw-backup list --long /var/backups/etc"
@@ -25,23 +27,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-l", "--long", action="store_true", help="also prints the size and the age of each point"
     )
     form.add_argument("--json", action="store_true", help="prints the same for programs: an array of objects")
-    add_destination(parser)
+    add_destinations(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    with Destination.open(args.dst) as destination:
-        now = datetime.now(UTC)
-        if args.json:
-            import json  # a plain list does not wait for it
+    destinations = Destinations.of(args.dst)
+    now = datetime.now(UTC)
+    if args.json:
+        return _print_json(destinations, now, args.messages)
+    return destinations.each(args.messages, partial(_print_lines, args.long, now), headings=True)
 
-            print(json.dumps(objects(measure(destination.directory), now), indent=2))
-        else:
-            long = args.long
-            for line in table(measure(destination.directory), now) if long else listing(destination.backups):
-                print(line)
-        for line in destination.broken:
-            args.messages.error(line)
-        return FAILED if destination.broken else 0
+
+def _print_lines(long: bool, now: datetime, dst: str, messages: Messages) -> int:
+    with Destination.open(dst) as destination:
+        for line in table(measure(destination.directory), now) if long else listing(destination.backups):
+            print(line)
+        return _report_broken(destination, messages)
+
+
+def _print_json(destinations: Destinations, now: datetime, messages: Messages) -> int:
+    """Print one array for all destinations, unless there is only one and it can't be read."""
+    import json  # a plain list does not wait for it
+
+    found: list[list[dict[str, Any]]] = []
+
+    def collect(dst: str, messages: Messages) -> int:
+        with Destination.open(dst) as destination:
+            found.append(objects(measure(destination.directory), now, dst if destinations.named else None))
+            return _report_broken(destination, messages)
+
+    status = destinations.each(messages, collect)
+    if found or destinations.named:
+        print(json.dumps([point for points in found for point in points], indent=2))
+    return status
+
+
+def _report_broken(destination: Destination, messages: Messages) -> int:
+    """Name the entries that can't be read. Returns the exit status."""
+    for line in destination.broken:
+        messages.error(line)
+    return FAILED if destination.broken else 0
 
 
 def table(points: Sequence[Measured], now: datetime) -> list[str]:
@@ -55,10 +80,12 @@ def table(points: Sequence[Measured], now: datetime) -> list[str]:
     return rows
 
 
-def objects(points: Sequence[Measured], now: datetime) -> list[dict[str, Any]]:
-    """Return what ``--json`` prints: sizes in bytes, the age in seconds."""
+def objects(points: Sequence[Measured], now: datetime, dst: str | None = None) -> list[dict[str, Any]]:
+    """Return what ``--json`` prints: sizes in bytes, the age in seconds; ``dst`` if it has to be named."""
+    naming = {} if dst is None else {"destination": dst}
     return [
         {
+            **naming,
             "backup": point.backup,
             "time": f"{format_moment(point.time)}Z",
             "kind": point.kind,

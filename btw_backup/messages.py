@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+from .errors import Error
+
 TYPE_CHECKING = False  # typing takes milliseconds to import
 if TYPE_CHECKING:
     from typing import Any
@@ -65,18 +67,41 @@ def size(count: int) -> str:
 
 
 class Messages:
-    """Writes to stderr for one run. ``verbose``: -v was given; ``quiet``: -q was given."""
+    """Writes to stderr for one run. ``verbose``: -v was given; ``quiet``: -q was given.
 
-    def __init__(self, prog: str, *, verbose: bool = False, quiet: bool = False) -> None:
+    ``subject``: what every line is about, if that must be said.
+    """
+
+    def __init__(
+        self, prog: str, *, verbose: bool = False, quiet: bool = False, subject: str | None = None
+    ) -> None:
         self.prog = prog
+        self._subject = subject
+        self._verbose = verbose
         terminal = sys.stderr.isatty() and not quiet
         self._shows_summary = verbose or terminal
         self._bar = terminal and os.environ.get("TERM", "dumb") != "dumb"
         self._quiet = quiet
         self._shown: tqdm[Any] | None = None
 
+    def about(self, subject: str) -> "Messages":
+        """Return messages of the same run, in which every line names its subject."""
+        return Messages(self.prog, verbose=self._verbose, quiet=self._quiet, subject=subject)
+
+    def _named(self, text: str) -> str:
+        return text if self._subject is None or self._subject in text else f"{self._subject}: {text}"
+
+    def report(self, error: Error) -> None:
+        """Print what an outside program wrote to its stderr, and then what failed."""
+        self.passed_on(error.stderr)
+        for line in error.lines:
+            self.error(line)
+
     def error(self, text: str) -> None:
         """Print what failed."""
+        self._print(self._named(text))
+
+    def _print(self, text: str) -> None:
         _say(f"{self.prog}: {one_line(text)}")
 
     def passed_on(self, text: str) -> None:
@@ -87,7 +112,7 @@ class Messages:
     def warning(self, text: str) -> None:
         """Print what the administrator should know, although the run goes on."""
         if not self._quiet:
-            self.error(f"warning: {text}")
+            self._print(f"warning: {self._named(text)}")
 
     def summary(self, text: str) -> None:
         """Print what was made: on a terminal, or with -v."""

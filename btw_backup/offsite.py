@@ -19,7 +19,7 @@ from .destination.reader import Destination
 from .destination.retention import Policy
 from .destination.view import TREE, View, backup_names, viewing
 from .destination.writer import LockedDestination
-from .errors import Error, prefixing_errors
+from .errors import NOT_SENT, Error, prefixing_errors
 from .messages import Messages
 from .programs import restic
 from .programs.restic import Node, Repository, Snapshot
@@ -29,8 +29,6 @@ from .system.trees import DEPTH
 from .system.trust import read_trusted
 from .times import format_moment, parse_moment
 
-# The backup was made, its off-site copy was not.
-NOT_SENT = 4
 # What has been sent: the digests of a state, and of the repository's address.
 _SENT = "sent"
 

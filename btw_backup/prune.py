@@ -1,12 +1,16 @@
 """``btw-backup prune``: removes backups that a retention policy does not keep."""
 
 import argparse
+from datetime import timedelta
+from functools import partial
 
-from .arguments import add_destination, add_wait, span
+from .arguments import add_destinations, add_wait, span
+from .destination.collection import Destinations
 from .destination.reader import Destination
 from .destination.retention import Decision, Policy, decide
 from .destination.writer import working_on
 from .errors import Usage
+from .messages import Messages
 
 _COUNTS = {
     "last": "the newest N points",
@@ -33,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keeps all points that are less than this older than the newest, such as 14d",
     )
     add_wait(parser)
-    add_destination(parser)
+    add_destinations(parser)
 
 
 def _count(text: str) -> int:
@@ -46,22 +50,32 @@ def run(args: argparse.Namespace) -> int:
     policy = Policy(**{word: getattr(args, f"keep_{word}") for word in _COUNTS}, within=args.keep_within)
     if not policy.keeps_anything():
         raise Usage("no policy: say what to keep, for example --keep-daily 14")
+    destinations = Destinations.of(args.dst)
     if args.dry_run:
-        with Destination.open(args.dst) as destination:
-            for line in destination.broken:
-                args.messages.warning(f"{args.dst}: {line}")
-            for decision in decide(destination.backups, policy):
-                print(_line(decision))
-        return 0
-    with working_on(args.dst, args.messages.warning, wait=args.wait) as held:
+        return destinations.each(args.messages, partial(_show, policy), headings=True)
+    remove = partial(_remove, policy, args.wait, args.verbose)
+    return destinations.each(args.messages, remove, headings=args.verbose)
+
+
+def _show(policy: Policy, dst: str, messages: Messages) -> int:
+    with Destination.open(dst) as destination:
+        for line in destination.broken:
+            messages.warning(f"{dst}: {line}")
+        for decision in decide(destination.backups, policy):
+            print(_line(decision))
+    return 0
+
+
+def _remove(policy: Policy, wait: timedelta, verbose: bool, dst: str, messages: Messages) -> int:
+    with working_on(dst, messages.warning, wait=wait) as held:
         decisions = decide(held.backups, policy)
         for decision in decisions:
             if not decision.keep:
                 held.remove(decision.backup)
-            if args.verbose:
+            if verbose:
                 print(_line(decision))
     removed = sum(not decision.keep for decision in decisions)
-    args.messages.summary(f"removed {removed} of {len(decisions)} backups")
+    messages.summary(f"removed {removed} of {len(decisions)} backups")
     return 0
 
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from . import offsite
-from .arguments import span
+from .arguments import add_destinations, span
 from .config import load_general
+from .destination.collection import Destinations
 from .destination.log import last_success
 from .destination.reader import Destination
 from .errors import Error, prefixing_errors
@@ -34,13 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prometheus", metavar="FILE", help="also writes FILE for node_exporter's textfile collector"
     )
-    parser.add_argument("dst", nargs="+", help="a directory that holds backups")
+    add_destinations(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     now = datetime.now(UTC)
     snapshots, problem = _snapshots(args.config_dir)
-    reports = [_report(dst, now, args.max_age, snapshots) for dst in dict.fromkeys(args.dst)]
+    reports = [_report(dst, now, args.max_age, snapshots) for dst in Destinations.of(args.dst).paths]
     if problem:
         args.messages.error(problem)
         reports = [_unreached(report) for report in reports]

@@ -7,12 +7,13 @@ from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 
 from . import offsite
-from .arguments import add_wait
+from .arguments import add_destinations, add_wait
 from .config import Offsite
+from .destination.collection import Destinations
 from .destination.reader import Destination
 from .destination.view import View, viewing
 from .destination.writer import working_on
-from .errors import BUSY, FAILED, Busy, Error, Usage, prefixing_errors
+from .errors import Busy, Usage, prefixing_errors
 from .messages import Messages, show, size
 from .programs.restic import Repository
 
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sends a destination even if it holds none of the backups of its newest copy",
     )
     add_wait(parser)
-    parser.add_argument("dst", nargs="*", help="a directory that holds backups")
+    add_destinations(parser, nargs="*")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,20 +41,16 @@ def run(args: argparse.Namespace) -> int:
     if args.init:
         repository.create()
         args.messages.summary(f"created the off-site repository {repository.shown}")
-    failures = []
-    for dst in dict.fromkeys(args.dst):
-        try:
-            with prefixing_errors(dst):
-                if args.dry_run:
-                    _show(dst, repository)
-                else:
-                    _send(dst, repository, settings, args.messages, args.wait, replace=args.replace)
-        except Error as error:
-            failures.append(error.status)
-            args.messages.passed_on(error.stderr)
-            for line in error.lines:
-                args.messages.error(line)
-    return 0 if not failures else BUSY if set(failures) == {BUSY} else FAILED
+
+    def act(dst: str, messages: Messages) -> int:
+        with prefixing_errors(dst):
+            if args.dry_run:
+                _show(dst, repository)
+            else:
+                _send(dst, repository, settings, messages, args.wait, replace=args.replace)
+        return 0
+
+    return Destinations.of(args.dst).each(args.messages, act)
 
 
 def _send(

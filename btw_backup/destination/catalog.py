@@ -3,7 +3,7 @@
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -75,21 +75,30 @@ def full_backup_due(chain: Backup | None, now: datetime, limits: Limits) -> bool
 
 def scan(directory: Directory) -> Catalog:
     """Find the backups in a destination. Anything else is ignored."""
-    backups, broken = [], []
+    found = list(_entries(directory))
+    backups = tuple(entry for entry in found if isinstance(entry, Backup))
+    return Catalog(backups, tuple(entry for entry in found if isinstance(entry, str)))
+
+
+def holds_backups(directory: Directory) -> bool:
+    """Whether a directory holds backups, be it only some that can't be read."""
+    return next(_entries(directory), None) is not None
+
+
+def _entries(directory: Directory) -> Iterator[Backup | str]:
+    """Yield each backup, oldest first, or what is wrong with it."""
     for name in sorted(directory.names()):
         try:
             backup = _examine(name, directory)
         except FileNotFoundError:  # a chain was exchanged or a backup removed meanwhile
             continue
         except Error as error:
-            broken.append(str(error))
-            continue
+            yield str(error)
         except OSError as error:
-            broken.append(f"{name}: {error.strerror or error}")
-            continue
-        if backup is not None:
-            backups.append(backup)
-    return Catalog(tuple(backups), tuple(broken))
+            yield f"{name}: {error.strerror or error}"
+        else:
+            if backup is not None:
+                yield backup
 
 
 def listing(backups: Iterable[Backup]) -> list[str]:
