@@ -16,8 +16,8 @@ _POSTGRES = ("pg_dump", "pg_dumpall", "pg_restore", "psql")
 EXAMPLE = "btw-backup check-config"
 
 
-class _Untested(Error):
-    """A version that may well do, but has not been tried."""
+class _Doubt(Error):
+    """What may well do for now."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> int:
         checked += 1
         try:
             check()
-        except _Untested as untested:
-            args.messages.warning(str(untested))
+        except _Doubt as doubt:
+            args.messages.warning(str(doubt))
         except Error as error:
             faults += [*error.stderr.strip().splitlines()[:1], *error.lines]
     for fault in dict.fromkeys(faults):
@@ -67,10 +67,10 @@ def _check_general(config_dir: str) -> None:
     settings = load_general(config_dir).offsite
     if settings is None:
         return
-    untested: _Untested | None = None
+    untested: _Doubt | None = None
     try:
         _check_version("restic")
-    except _Untested as error:
+    except _Doubt as error:
         untested = error
     repository = offsite.repository(settings)
     if os.stat(settings.password_file).st_mode & 0o077:
@@ -89,7 +89,7 @@ def _check_version(program: str) -> None:
     # Of its numbers, as many as the tests tell apart.
     if not known.oldest_tested <= found[: len(known.newest_tested)] <= known.newest_tested:
         tested = f"{versions.shown(known.oldest_tested)} to {versions.shown(known.newest_tested)}"
-        raise _Untested(f"{program} {versions.shown(found)} is untested: {tested} have been tested")
+        raise _Doubt(f"{program} {versions.shown(found)} is untested: {tested} have been tested")
 
 
 def _check_workdir(work: workdir.Workdir) -> None:
@@ -113,9 +113,15 @@ def _check_database(config_dir: str, name: str | None) -> None:
     if name is not None:
         check_database_name(name)
     server = load_db(config_dir, name).server
+    what = "the server" if name is None else f"the database {name}"
     try:
-        postgres.check_reachable(name, server)
+        found = postgres.server_version(name, server)
     except Error as error:
-        what = "the server" if name is None else f"the database {name}"
         reasons = error.stderr.strip().splitlines()
         raise Error(f"{what} cannot be reached: {reasons[0] if reasons else error}") from error
+    ours = versions.version("pg_dump")
+    if ours[:1] < found[:1]:
+        raise _Doubt(
+            f"{what} cannot be dumped: pg_dump {versions.shown(ours)} is older than PostgreSQL"
+            f" {versions.shown(found)}: install postgresql-client-{found[0]}"
+        )

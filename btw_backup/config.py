@@ -101,9 +101,14 @@ def load_fs(path: str, general: General = NOTHING_GENERAL) -> FsOptions:
 
 
 def load_db(config_dir: str, name: str | None, general: General = NOTHING_GENERAL) -> DbOptions:
-    """Load the options for a database, or with None for the globals. Raises Error with all errors."""
+    """Load the options for a database, or with None for the globals. Raises Error with all errors.
+
+    A database whose file sets neither CONNECTION nor RUN_AS is on the server of the globals.
+    """
     values = _load(_db_file(config_dir, name), DB_OPTIONS)
     server = Server(values["CONNECTION"], values["RUN_AS"])
+    if name is not None and server == Server(None, None):
+        server = load_db(config_dir, None).server
     return DbOptions(
         _limits(values), server, values["DUMP_COMPRESSION"], _hooks(values).within(general.hooks)
     )

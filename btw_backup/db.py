@@ -3,17 +3,19 @@
 import argparse
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from fnmatch import fnmatchcase
 
 from . import hooks, offsite
 from .arguments import add_destination, add_owner, add_wait
-from .config import DbOptions, check_database_name, load_db, load_general
+from .config import DbOptions, General, check_database_name, load_db, load_general
 from .destination.append import NewPoint, Stored, closing_line
 from .destination.catalog import DUMP, GLOBALS
+from .destination.collection import Destinations
 from .destination.writer import LockedDestination, working_on
-from .errors import Error
+from .errors import Error, Usage, worst
 from .messages import Messages
 from .programs import dumps, postgres
 from .system.directories import Directory
@@ -22,6 +24,8 @@ EXAMPLE = "btw-backup db shop /var/backups/shop"
 
 # The globals before they are compressed.
 _PLAIN = "plain"
+# Where --all keeps them.
+_GLOBAL = "global"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,41 +37,110 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="backs up the globals (roles and tablespaces) instead of a database",
     )
     add_owner(parser)
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="backs up every database to dst/NAME, and the globals to dst/global; makes these directories",
+    )
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="with --all: leaves out the databases whose names match this shell pattern; can be repeated",
+    )
     add_wait(parser)
     parser.add_argument("db", nargs="?", help="the name of the database")
     add_destination(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    started = time.monotonic()
-    # Not a usage error: scripts know these texts, and the exit status 1.
-    if args.globals and args.db is not None:
-        raise Error("-g (--global) cannot be used with a database name")
-    if not args.globals and args.db is None:
-        raise Error("either -g (--global) or a database name must be specified")
+    _check_usage(args)
     if args.db is not None:
         check_database_name(args.db)
     general = load_general(args.config_dir)
-    options = load_db(args.config_dir, args.db, general)
-    mirror = GLOBALS if args.globals else args.db + DUMP
+    if args.all:
+        return _back_up_all(general, args)
+    return _back_up(args.db, args.dst, general, args, args.messages)
+
+
+def _check_usage(args: argparse.Namespace) -> None:
+    if args.all and (args.globals or args.db is not None):
+        raise Usage("--all cannot be used with -g (--global) or a database name")
+    if args.exclude and not args.all:
+        raise Usage("--exclude is for --all")
+    # Not a usage error: scripts know these texts, and the exit status 1.
+    if args.globals and args.db is not None:
+        raise Error("-g (--global) cannot be used with a database name")
+    if not args.globals and args.db is None and not args.all:
+        raise Error("either -g (--global) or a database name must be specified")
+
+
+def _back_up_all(general: General, args: argparse.Namespace) -> int:
+    """Back up the globals and every database that is not excluded. Returns the worst exit status."""
+    options = load_db(args.config_dir, None, general)
+    described = hooks.Run("db", "", os.path.abspath(args.dst))
     warn = args.messages.warning
-    described = hooks.Run("db", args.db or "", os.path.abspath(args.dst))
-    with offsite.sending(general.offsite, args.messages) as sending:
+    with (
+        hooks.on_failure(options.hooks, described, warn),
+        working_on(args.dst, warn, args.owner, args.wait) as collection,
+    ):
+        if collection.backups:
+            raise Error(f"{args.dst} holds backups itself: --all needs a directory for destinations")
+        names, refused = _chosen(postgres.databases(options.server), args.exclude)
+        for name in (_GLOBAL, *names):
+            collection.make_destination(name)
+    for refusal in refused:
+        args.messages.report(refusal)
+    sources = {os.path.join(args.dst, name): None if name == _GLOBAL else name for name in (_GLOBAL, *names)}
+
+    def back_up(dst: str, messages: Messages) -> int:
+        return _back_up(sources[dst], dst, general, args, messages)
+
+    status = Destinations(tuple(sources), named=True).each(args.messages, back_up)
+    return worst([status, *(refusal.status for refusal in refused)])
+
+
+def _chosen(databases: Sequence[str], exclude: Sequence[str]) -> tuple[list[str], list[Error]]:
+    """Return the names that match no pattern, and the errors for those that can't be backed up."""
+    names, refused = [], []
+    for name in databases:
+        if any(fnmatchcase(name, pattern) for pattern in exclude):
+            continue
+        try:
+            check_database_name(name)
+            names.append(name)
+        except Error as error:
+            refused.append(error)
+    return names, refused
+
+
+def _back_up(
+    database: str | None, dst: str, general: General, args: argparse.Namespace, messages: Messages
+) -> int:
+    """Back up a database, or with None the globals. Returns the exit status."""
+    started = time.monotonic()
+    options = load_db(args.config_dir, database, general)
+    mirror = GLOBALS if database is None else database + DUMP
+    warn = messages.warning
+    described = hooks.Run("db", database or "", os.path.abspath(dst))
+    with offsite.sending(general.offsite, messages) as sending:
         with (
             hooks.on_failure(options.hooks, described, warn),
-            working_on(args.dst, warn, args.owner, args.wait) as destination,
+            # The owner of a collection could have put a link into it.
+            working_on(dst, warn, args.owner, args.wait, follow=not args.all) as destination,
         ):
             destination.check_series(mirror)
             at = destination.next_time()
             with hooks.around(options.hooks, described, warn):
-                stored, size = _back_up(args.db, mirror, destination, at, options, args.messages)
+                stored, size = _store(database, mirror, destination, at, options, messages)
             destination.note_success(at)
             sending.take(destination)
-        args.messages.summary(closing_line(stored, size, time.monotonic() - started))
+        messages.summary(closing_line(stored, size, time.monotonic() - started))
         return sending.finish()
 
 
-def _back_up(
+def _store(
     database: str | None,
     mirror: str,
     destination: LockedDestination,

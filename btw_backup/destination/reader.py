@@ -72,10 +72,13 @@ class Destination:
         raise Error(f"the point {format_moment(chosen.point.time)} has been removed meanwhile")
 
 
-def open_directory(path: str) -> Directory:
-    """Open the directory of backups. Raises Error if there is none."""
+def open_directory(path: str, *, follow: bool = True) -> Directory:
+    """Open the directory of backups. Raises Error if there is none.
+
+    ``follow``: the path may be a symbolic link to it.
+    """
     try:
-        return Directory.at(path)
+        return Directory.at(path, follow=follow)
     except FileNotFoundError:
         raise Error(f"the destination does not exist: {path}: create it, or mount its disk") from None
     except NotADirectoryError:

@@ -8,7 +8,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 from ..errors import Error, prefixing_errors, uninterrupted
@@ -189,6 +189,17 @@ class LockedDestination(Destination):
             with self.keeping_record():  # the newest backup may share files with it
                 self.scratch.remove(backup.name)
 
+    def make_destination(self, name: str) -> None:
+        """Make a destination in this directory of them, unless it holds something of that name."""
+        if self.directory.holds(name):
+            return
+        self.scratch.make(name)
+        with self.scratch.open(name) as made:
+            os.fchown(made.fileno(), *self.owner)
+        with suppress(FileExistsError):  # by somebody else, meanwhile
+            self.scratch.publish(name, self.directory)
+        self.directory.sync()
+
     def recorded(self) -> Record:
         """Return what was recorded with the newest backup."""
         identity = self._identity()
@@ -220,9 +231,9 @@ class LockedDestination(Destination):
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[Directory]:
+def _opened(path: str, follow: bool) -> Iterator[Directory]:
     """The open destination. Raises Error if somebody else may have led its path to where it is."""
-    with open_directory(path) as directory:
+    with open_directory(path, follow=follow) as directory:
         way = resolve(os.path.abspath(path))
         if not way.secure or way.real != directory.path():
             raise Error(
@@ -238,13 +249,16 @@ def working_on(
     warn: Callable[[str], None],
     owner: Owner = UNCHANGED,
     wait: timedelta = timedelta(),
+    *,
+    follow: bool = True,
 ) -> Iterator[LockedDestination]:
     """Open and lock a destination. Raises Busy if another process holds it for longer than ``wait``.
 
-    ``owner`` gets what is made; ``warn`` is called with what the administrator should know.
+    ``owner`` gets what is made; ``warn`` is called with what the administrator should know. ``follow``: the
+    path may be a symbolic link, if only we can have made it.
     """
     with (
-        _opened(path) as directory,
+        _opened(path, follow) as directory,
         prefixing_errors(path),
         private_directory(path, directory) as private,
         locked(path, private, wait),

@@ -12,6 +12,7 @@ from ..system.confinement import READING
 from ..system.files import BLOCK
 from . import dumps, process
 from .server import Server, wrong_database
+from .versions import Version
 
 _MAINTENANCE = "postgres"
 _DUPLICATE_OBJECT = "42710"
@@ -28,6 +29,13 @@ SELECT (SELECT count(*) FROM pg_catalog.pg_class c
 FROM (SELECT array_agg(oid) AS system FROM pg_catalog.pg_namespace
       WHERE nspname = 'information_schema' OR nspname LIKE 'pg\_%') s;
 """
+
+# -2: dropping it was interrupted (pg_database.h).
+_LIST = b"""
+SELECT pg_catalog.encode(pg_catalog.namesend(datname), 'hex') FROM pg_catalog.pg_database
+WHERE datallowconn AND NOT datistemplate AND datconnlimit <> -2;
+"""
+_ASK_VERSION = b"SELECT pg_catalog.current_setting('server_version_num');"
 
 
 def dump(
@@ -161,9 +169,16 @@ def holds_objects(database: str, server: Server) -> bool:
     return server.ask(database, [_COUNT_OBJECTS]).check().printed.strip() != "0"
 
 
-def check_reachable(database: str | None, server: Server) -> None:
-    """Raise Error if a database, or with None the server, can't be reached."""
-    server.confirm(database or _MAINTENANCE)
+def databases(server: Server) -> list[str]:
+    """Return the names of the databases that allow connections, without templates, sorted."""
+    printed = server.ask(_MAINTENANCE, [_LIST]).check().printed
+    return sorted(os.fsdecode(bytes.fromhex(line)) for line in printed.split())
+
+
+def server_version(database: str | None, server: Server) -> Version:
+    """Return the server's version. Raises Error if a database, or with None the server, can't be reached."""
+    printed = server.ask(database or _MAINTENANCE, [_ASK_VERSION]).check().printed
+    return divmod(int(printed), 10_000)
 
 
 def create_database(database: str, dump_file: int, server: Server) -> None:
