@@ -11,8 +11,10 @@ from .destination.catalog import GLOBALS
 from .destination.contents import Content
 from .destination.reader import Destination
 from .errors import Error, Usage, prefixing_errors
-from .programs import postgres
+from .messages import show
+from .programs import postgres, toc
 from .programs.server import Server
+from .programs.tables import Tables
 from .system.files import closed_at_end, write_all
 from .times import format_moment
 
@@ -31,6 +33,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--create", action="store_true", help="creates the database, which must not exist")
     parser.add_argument(
         "--clean", action="store_true", help="replaces objects of the same names in the database"
+    )
+    parser.add_argument(
+        "--table",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="restores only this table, view or sequence, with all that belongs to it; NAME may be"
+        " SCHEMA.NAME; can be repeated",
+    )
+    parser.add_argument(
+        "--schema",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="restores only what is in this schema; can be repeated",
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="only lists the tables, views and sequences in the dump"
     )
     parser.add_argument(
         "--jobs", type=_jobs, default=1, metavar="N", help="restores with N connections in parallel"
@@ -53,44 +73,70 @@ def run(args: argparse.Namespace) -> int:
     with Destination.open(args.dst) as destination:
         chosen = destination.choose(args.at, datetime.now(UTC))
         with destination.opened(chosen) as content:
-            database = content.database()
             if args.output is not None:
                 _write(content, args.output)
             elif args.globals:
-                if content.name != GLOBALS:
-                    raise Error(f"{args.dst} does not hold backups of the globals")
-                with content.file() as packed:
-                    postgres.replay_globals(packed, load_db(args.config_dir, None).server)
-            elif database is None:
-                raise Error(f"{args.dst} does not hold backups of a database")
+                _replay_globals(content, args)
             else:
-                with content.file() as dumped:
-                    server = load_db(args.config_dir, database).server
-                    if args.create:
-                        _restore_into_new(args.db, dumped, server, args.jobs)
-                    else:
-                        _restore_into(args.db, dumped, server, args.jobs, clean=args.clean)
-    what = args.output or args.db or "the globals"
-    args.messages.summary(f"restored {format_moment(chosen.point.time)} into {what}")
+                _use_dump(content, args)
+    if not args.list:
+        what = args.output or args.db or "the globals"
+        args.messages.summary(f"restored {format_moment(chosen.point.time)} into {what}")
     return 0
 
 
 def _check_usage(args: argparse.Namespace) -> None:
-    ways = [args.globals, args.db is not None, args.output is not None]
+    ways = [args.globals, args.db is not None, args.output is not None, args.list]
     if sum(ways) != 1:
-        raise Usage("say where to restore to: a database name, -g (--global), or --output FILE")
+        raise Usage(
+            "say where to restore to: a database name, -g (--global), or --output FILE; or use --list"
+        )
     if args.db is None and (args.create or args.clean or args.jobs > 1):
         raise Usage("--create, --clean and --jobs are for a database")
+    if args.db is None and (args.table or args.schema):
+        raise Usage("--table and --schema are for a database")
     if args.create and args.clean:
         raise Usage("--create is for a database that does not exist, --clean for one that does")
     if args.clean and args.jobs > 1:
         raise Usage("--clean works in one transaction: --jobs cannot be used with it")
+    if (args.table or args.schema) and args.jobs > 1 and not args.create:
+        raise Usage("--table and --schema work in one transaction: --jobs cannot be used without --create")
 
 
-def _restore_into_new(database: str, dumped: int, server: Server, jobs: int) -> None:
+def _replay_globals(content: Content, args: argparse.Namespace) -> None:
+    if content.name != GLOBALS:
+        raise Error(f"{args.dst} does not hold backups of the globals")
+    with content.file() as packed:
+        postgres.replay_globals(packed, load_db(args.config_dir, None).server)
+
+
+def _use_dump(content: Content, args: argparse.Namespace) -> None:
+    """List a dump, or restore all of it or some of its tables."""
+    database = content.database()
+    if database is None:
+        raise Error(f"{args.dst} does not hold backups of a database")
+    with content.file() as dumped:
+        if args.list:
+            for entry in toc.relations(toc.read(dumped)):
+                show(f"{entry.kind.lower():<17} {entry.schema}.{entry.name}")
+            return
+        server = load_db(args.config_dir, database).server
+        tables = Tables.of(dumped, args.table, args.schema) if args.table or args.schema else None
+        if args.create:
+            _restore_into_new(args.db, dumped, server, args.jobs, tables)
+        elif tables is None:
+            _restore_into(args.db, dumped, server, args.jobs, clean=args.clean)
+        else:
+            tables.check(args.db, server, clean=args.clean)
+            entries = tables.numbers(args.db, server)
+            postgres.restore(args.db, dumped, server, clean=args.clean, entries=entries)
+
+
+def _restore_into_new(database: str, dumped: int, server: Server, jobs: int, tables: Tables | None) -> None:
     postgres.create_database(database, dumped, server)
     try:
-        postgres.restore(database, dumped, server, jobs=jobs, new=True)
+        entries = None if tables is None else tables.numbers(database, server)
+        postgres.restore(database, dumped, server, jobs=jobs, new=True, entries=entries)
     except BaseException:
         postgres.drop_database(database, server)
         raise

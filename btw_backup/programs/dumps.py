@@ -4,6 +4,7 @@ import bz2
 import os
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from ..errors import Error
 from ..system.files import BLOCK, same_content, write_all
@@ -39,6 +40,26 @@ def is_compressed(dump_file: int) -> bool | None:
     """Whether the data of a dump in custom format is compressed; None if unknown."""
     header = _Header.read(dump_file)
     return header.is_compressed if header else None
+
+
+class ContentsStart(NamedTuple):
+    """Where the table of contents of a dump begins, and how it is written.
+
+    ``version`` is the archive's, 14 for 1.14; ``offset_size`` the number of bytes of an offset.
+    """
+
+    offset: int
+    version: int
+    offset_size: int
+
+
+def contents_start(dump_file: int) -> ContentsStart | None:
+    """Find the table of contents of a dump in custom format; None if its version is unknown."""
+    header = _Header.read(dump_file)
+    if header is None:
+        return None
+    _, version, _, _, offset_size = os.pread(dump_file, 5, len(_MAGIC))
+    return ContentsStart(header.size, version, offset_size)
 
 
 def same_dump(one: int, other: int) -> bool:

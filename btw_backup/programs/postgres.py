@@ -3,8 +3,8 @@
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import IO
 
 from ..errors import Error
@@ -91,23 +91,31 @@ def restore(
     clean: bool = False,
     jobs: int = 1,
     new: bool = False,
+    entries: Sequence[int] | None = None,
 ) -> None:
     """Load a dump into a database, in one transaction unless ``jobs`` is more than 1.
 
-    ``clean``: drop what the dump holds first; ``new``: the caller drops the database if this
-    fails. Raises Error if it fails, with the database as it was; parallel jobs can't be one
-    transaction, so an empty database is emptied again.
+    ``clean``: drop what is restored first; ``new``: the caller drops the database if this
+    fails; ``entries``: the numbers of those that are restored, in this order, instead of all. Raises Error if
+    it fails, with the database as it was; parallel jobs can't be one transaction, so an empty database is
+    emptied again.
     """
     argv = ["pg_restore", "--exit-on-error"]
     if clean:
         argv += ["--clean", "--if-exists"]
-    if jobs == 1:
-        os.lseek(dump_file, 0, os.SEEK_SET)
-        server.run_writing([*argv, "--single-transaction"], database, stdin=dump_file).check()
-        return
-    with _readable(dump_file, server) as file:
-        argv += [f"--jobs={jobs}", f"/proc/self/fd/{file}"]
-        result = server.run_writing(argv, database, pass_fds=[file])
+    with ExitStack() as stack:
+        passed = []
+        if entries is not None:
+            passed.append(stack.enter_context(_written(entries, server)))
+            argv.append(f"--use-list=/proc/self/fd/{passed[0]}")
+        if jobs == 1:
+            os.lseek(dump_file, 0, os.SEEK_SET)
+            argv.append("--single-transaction")
+            server.run_writing(argv, database, stdin=dump_file, pass_fds=passed).check()
+            return
+        passed.append(stack.enter_context(_readable(dump_file, server)))
+        argv += [f"--jobs={jobs}", f"/proc/self/fd/{passed[-1]}"]
+        result = server.run_writing(argv, database, pass_fds=passed)
     if result.status != 0 and not new:
         try:
             _drop_contents(database, dump_file, server)
@@ -116,6 +124,16 @@ def restore(
                 result.ending(), f"{database} is not empty any more: {error}", stderr=result.stderr
             ) from error
     result.check()
+
+
+@contextmanager
+def _written(entries: Sequence[int], server: Server) -> Iterator[int]:
+    """Yield a file that lists entries of a dump for pg_restore."""
+    with tempfile.TemporaryFile() as file:
+        file.write(b"".join(b"%d;\n" % number for number in entries))
+        file.flush()
+        with _readable(file.fileno(), server) as readable:
+            yield readable
 
 
 @contextmanager

@@ -113,9 +113,9 @@ class Server(NamedTuple):
         argv = ["psql", "--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--file=-"]
         argv += ["--output=/dev/null", "--set=VERBOSITY=verbose"] if keep_going else ["--set=ON_ERROR_STOP=1"]
         with tempfile.TemporaryFile() as script, tempfile.TemporaryFile() as printed:
-            script.write(_ASK.format(wanted=_literal(os.fsencode(database))).encode())
+            script.write(_ASK.format(wanted=literal(os.fsencode(database))).encode())
             for statement in statements:
-                script.write(f"SELECT {_literal(statement)} \\gexec\n".encode())
+                script.write(f"SELECT {literal(statement)} \\gexec\n".encode())
                 script.write(b"\\echo :ERROR\n" if keep_going else b"")
             script.seek(0)
             result = self.run(argv, database, stdin=script, stdout=printed)
@@ -136,6 +136,6 @@ def wrong_database(database: str, found: str) -> Error:
     )
 
 
-def _literal(text: bytes) -> str:
-    """An expression of SQL for a text in the client's encoding."""
+def literal(text: bytes) -> str:
+    """Return an expression of SQL for a text in the client's encoding."""
     return f"pg_catalog.convert_from('\\x{text.hex()}'::pg_catalog.bytea, pg_catalog.pg_client_encoding())"
