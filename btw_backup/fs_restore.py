@@ -133,7 +133,7 @@ def _unpack(content: Content, top: Directory, members: list[str], messages: Mess
         content.write_to(unpacked.write, advance, selection)
     for name in extra:
         _remove_extra(name, top)
-    return [member for member in members if not top.holds(member)]
+    return [member for member in members if not os.path.lexists(os.path.join(top.path(), member))]
 
 
 def _remove_extra(name: str, top: Directory) -> None:
