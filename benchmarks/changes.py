@@ -192,9 +192,8 @@ def sharing(bench: Bench) -> Iterator[Row]:
     shutil.rmtree(place)
 
 
-def getting_back(bench: Bench) -> Iterator[Row]:
-    """One file, and all of them, from the newest and from the oldest of eleven points."""
-    place, tree = bench.place("getting-back"), bench.trees["A"]
+def eleven_points(place: Path, tree: Path) -> tuple[Ours, Task]:
+    """Back up a tree eleven times with btw-backup and restic, with 300 files changed between each."""
     files = sorted(path for path in tree.glob("*/*") if path.stat().st_size > 5000)
     ours, restic = Ours(place, tree, "rdiff"), subjects.restic(place, tree)
     for number in range(1 + _INCREMENTALS):
@@ -204,6 +203,14 @@ def getting_back(bench: Bench) -> Iterator[Row]:
             settle()
         ours.backup().run()
         restic.run()
+    return ours, restic
+
+
+def getting_back(bench: Bench) -> Iterator[Row]:
+    """One file, and all of them, from the newest and from the oldest of eleven points."""
+    place, tree = bench.place("getting-back"), bench.trees["A"]
+    files = sorted(path for path in tree.glob("*/*") if path.stat().st_size > 5000)
+    ours, restic = eleven_points(place, tree)
     points = ours.points()
     wanted = files[len(files) // 2]
     inside = wanted.relative_to(tree)
