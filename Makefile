@@ -13,7 +13,7 @@ TEST_PACKAGES = acl attr btrfs-progs fish groff-base libcap2-bin locales openssl
 BUILD_PACKAGES = build-essential libacl1-dev librsync-dev python3-dev
 DEB_PACKAGES = build-essential debhelper dh-python dpkg-dev python3-setuptools
 
-.PHONY: bench bench-packages clean coverage deb demo docs faults lint packages test test-btrfs test-deb test-distros \
+.PHONY: bench bench-packages clean coverage deb demo docs faults lint packages power test test-btrfs test-deb test-distros \
 	test-packages test-rdiff-backup test-wheel wheel
 
 demo: packages .venv/runtime
@@ -51,6 +51,10 @@ lint: test-packages .venv/development
 
 faults: test-packages .venv/development
 	.venv/bin/python -m tests.faults
+
+# Mounts file systems, in namespaces of its own.
+power: test-packages .venv/development
+	$(SUDO) .venv/bin/python -m tests.power
 
 # Man pages and shell completions, dated like the newest entry of the changelog.
 docs: .venv/docs

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from .faults.scenes import SCENES, DbScene, Scene
-from .faults.trying import attempt, faults_of, prepared
+from .faults.trying import attempt, faults_of, heed_signals, prepared
 from .helpers.postgres_servers import INSTALLATIONS, Server
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
@@ -18,12 +18,13 @@ pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace i
 @pytest.fixture(params=SCENES)
 def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
     """Each operation, prepared."""
+    heed_signals()
     with ExitStack() as stack:
-        server = None
-        if isinstance(SCENES[request.param](), DbScene):
+        scene, server = SCENES[request.param](), None
+        if isinstance(scene, DbScene):
             server = Server(INSTALLATIONS[0])
             stack.callback(server.stop)
-        yield stack.enter_context(prepared(request.param, tmp_path, server))
+        yield stack.enter_context(prepared(scene, tmp_path, server))
 
 
 def test_no_fault_costs_a_point(scene: Scene) -> None:

@@ -11,16 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..helpers import postgres_servers
-from .case import LOST
+from .case import LOST, one_line
 from .faults import Fault
 from .scenes import SCENES, Scene
-from .trying import attempt, faults_of, prepared
-
-
-def one_line(text: str) -> str:
-    """Return the text in one line, shortened if it is long."""
-    shown = " | ".join(text.splitlines())
-    return shown if len(shown) < 800 else f"{shown[:500]} ... {shown[-300:]}"
+from .trying import attempt, faults_of, heed_signals, prepared
 
 
 def _try_all(
@@ -62,6 +56,7 @@ def main() -> int:
         parser.error(f"no such kind: {', '.join(unknown)}")
     names = [name for name in SCENES if name in args.only] or list(SCENES)
     only = [kind for kind in kinds if kind in args.only] or kinds
+    heed_signals()
     total, failures = 0, []
     server = None
     with tempfile.TemporaryDirectory(prefix="btw-faults-") as top:
@@ -70,7 +65,7 @@ def main() -> int:
             for name in names:
                 if SCENES[name]().programs[:1] in (("pg_dump",), ("pg_dumpall",)) and server is None:
                     server = postgres_servers.Server(postgres_servers.INSTALLATIONS[0])
-                with prepared(name, Path(top), server) as scene:
+                with prepared(SCENES[name](), Path(top), server) as scene:
                     faults = faults_of(scene, random.Random(f"{args.seed} {name}"), quick=args.quick)
                     faults = [fault for fault in faults if fault.kind in only]
                     tried, wrong = _try_all(scene, faults, args.jobs, args.verbose)

@@ -147,3 +147,9 @@ def run(*argv: str | Path, stdin: IO[bytes] | None = None, env: Mapping[str, str
     if done.returncode:
         raise Broken(f"{' '.join(map(str, argv))} exited with {done.returncode}: {done.stderr!r}")
     return done.stdout
+
+
+def one_line(text: str) -> str:
+    """Return the text in one line, shortened if it is long."""
+    shown = " | ".join(text.splitlines())
+    return shown if len(shown) < 800 else f"{shown[:500]} ... {shown[-300:]}"

@@ -1,12 +1,13 @@
 """What the points hold, read by programs other than ours."""
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..helpers.destinations import joined
-from .case import run
+from .case import Broken, run
 
 
 class Archivist:
@@ -40,6 +41,8 @@ class Archivist:
                 run("rdiff-backup", "-v0", "verify", *at, copy)
                 restored = Path(scratch, str(number))
                 run("rdiff-backup", "-v0", "restore", *at, copy, restored)
+                if not restored.is_dir():
+                    raise Broken(f"rdiff-backup restores nothing of {backup.name} at {moment}")
                 files = [path for path in restored.iterdir() if path.is_file()]
                 whole = files[0] if len(files) == 1 else joined(restored, Path(scratch, f"{number}.tar"))
                 found[f"{backup.name} {moment}"] = self._plain(whole)
@@ -56,16 +59,27 @@ def chains_of(listed: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def digest_of(path: Path) -> str:
+def digest_of(path: Path, *without: str) -> str:
+    """Return a digest of everything in a tree but times, and but entries of these names."""
     digest = hashlib.sha256()
     for entry in [path, *sorted(path.rglob("*"))]:
-        digest.update(f"{entry.relative_to(path)}\0{entry.lstat().st_mode}\0".encode())
-        if entry.is_file() and not entry.is_symlink():
+        if not {*without}.isdisjoint(entry.parts):
+            continue
+        found = entry.lstat()
+        digest.update(f"{entry.relative_to(path)}\0{found.st_mode} {found.st_uid} {found.st_gid}\0".encode())
+        if entry.is_symlink():
+            digest.update(os.readlink(entry).encode())
+        elif entry.is_file():
             digest.update(hashlib.sha256(entry.read_bytes()).digest())
     return digest.hexdigest()
 
 
+# The endings of compressed tarballs, and what decompresses them.
+_UNPACKING = {".tbz": "bzip2", ".zst": "zstd", ".gz": "gzip", ".xz": "xz"}
+
+
 def plain_tar(path: Path) -> str:
+    program = _UNPACKING.get(path.suffix)
     with open(path, "rb") as file:
-        content = run("bzip2", "-dc", stdin=file) if path.suffix == ".tbz" else file.read()
+        content = run(program, "-dc", stdin=file) if program else file.read()
     return hashlib.sha256(content).hexdigest()

@@ -99,13 +99,18 @@ class Scene:
             self._count += 1
             number = self._count
         case = Case(self, self.top / f"case-{number}")
-        for name in ("dst", "config"):
-            run("cp", "-a", self.base.top / name, case.top / name)
+        self.copy_to(case.top)
         try:
             self.settle(case)
             yield case
         finally:
             shutil.rmtree(case.top)
+
+    def copy_to(self, top: Path) -> None:
+        """Copy what was prepared into a directory, under the same names."""
+        for path in (self.base.dst, self.base.config):
+            if path.exists():
+                run("cp", "-a", path, top)
 
     def traced(self) -> list[Call]:
         """Return the calls of a clean run that a fault can hit."""
@@ -218,8 +223,7 @@ class FsScene(Scene):
         archive = case.dst / newest
         if archive.is_dir():
             archive = joined(archive, case.top / "whole.tar")
-        unpack = ["--bzip2"] if archive.suffix == ".tbz" else []
-        run("tar", "--force-local", "--compare", "-C", self.source, *unpack, "-f", archive)
+        run("tar", "--force-local", "--compare", "-C", self.source, "-f", archive)
 
 
 @dataclass

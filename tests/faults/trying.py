@@ -23,7 +23,7 @@ from .faults import (
     SmallDisk,
 )
 from .programs import bad_programs
-from .scenes import AS_ROOT, SCENES, DbScene, Scene
+from .scenes import AS_ROOT, DbScene, Scene
 from .tracing import FAILING
 
 
@@ -97,18 +97,21 @@ def _thinned(group: list[Fault]) -> list[Fault]:
     return group[:: -(-len(group) // limit)]
 
 
-@contextmanager
-def prepared(name: str, top: Path, server: postgres_servers.Server | None) -> Iterator[Scene]:
-    """Prepare an operation that faults can be tried on."""
+def heed_signals() -> None:
+    """Have signals that this process ignores end its children, which would ignore them, too."""
     for signum in SIGNALS:
-        if signal.getsignal(signum) is signal.SIG_IGN:  # under nohup(1), for one; children inherit it
+        if signal.getsignal(signum) is signal.SIG_IGN:  # under nohup(1), for one
             signal.signal(signum, signal.SIG_DFL)
-    scene = SCENES[name]()
+
+
+@contextmanager
+def prepared(scene: Scene, top: Path, server: postgres_servers.Server | None) -> Iterator[Scene]:
+    """Prepare an operation that faults can be tried on, below ``top``."""
     if isinstance(scene, DbScene):
         assert server is not None
         scene.server = server
-    scene.prepare(top / name)
+    scene.prepare(top / scene.name)
     try:
         yield scene
     finally:
-        shutil.rmtree(top / name)
+        shutil.rmtree(scene.top)

@@ -1,0 +1,120 @@
+"""The operations that power is cut in: those that faults are tried on, and some more."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..faults import scenes
+from ..faults.case import LOST, Broken, Case, run
+from ..faults.scenes import OWNER, FsScene, InitScene, Scene
+from ..helpers import repositories
+
+_INCOMPLETE = ".btw-backup-restore-incomplete"
+
+
+@dataclass
+class FirstInitScene(InitScene):
+    """``fs-init`` makes the configuration directory, too."""
+
+    def prepare(self, top: Path) -> None:
+        self.top = top
+        for path in (top, top / "source"):
+            path.mkdir()
+        self.base = Case(self, top / "base")
+        self.base.dst.mkdir()
+        with self.case() as case:
+            assert case.run().status == 0
+            self.made = self._made(case)
+
+    def _made(self, case: Case) -> dict[str, str]:
+        return super()._made(case) if case.config.exists() else {}
+
+
+@dataclass
+class OtherOwnerScene(FsScene):
+    """``fs`` gives the files that chains share to another owner."""
+
+    def arguments(self, case: Case) -> list[str]:
+        owner = "1" if case is self.base else str(OWNER)
+        return ["fs", "-u", owner, str(self.source), str(case.dst)]
+
+
+@dataclass
+class RestoreScene(FsScene):
+    """``fs-restore``: the target is whole, or marked as incomplete."""
+
+    adds: bool = False
+
+    def target(self, case: Case) -> Path:
+        return case.dst.parent / "target"
+
+    def restoring(self, case: Case) -> list[str]:
+        return ["fs-restore", str(case.dst), str(self.target(case))]
+
+    def arguments(self, case: Case) -> list[str]:
+        return super().arguments(case) if case is self.base else self.restoring(case)
+
+    def check_points(self, case: Case) -> bool:
+        super().check_points(case)
+        target = self.target(case)
+        if not target.exists() or (target / _INCOMPLETE).exists() or not any(target.iterdir()):
+            return False
+        self.check_target(case)
+        return True
+
+    def check_target(self, case: Case) -> None:
+        """Raise Broken unless the target is whole."""
+        try:
+            run("diff", "-r", "--no-dereference", self.source, self.target(case))
+        except Broken as error:
+            raise Broken(f"{LOST}{error}") from error
+
+    def check_after(self, case: Case) -> None:
+        if not self.check_points(case):
+            raise Broken(f"{LOST}it had exited with 0, and the target is not whole")
+
+    def check_retry(self, case: Case, *, there: bool) -> None:
+        """The next run is into a new target."""
+        if self.target(case).exists():
+            shutil.rmtree(self.target(case))
+        ended = case.run()
+        if ended.status != 0:
+            raise Broken(f"the next run exits with {ended.status}: {ended.err}")
+        self.check_after(case)
+
+
+@dataclass
+class FetchScene(RestoreScene):
+    """``fetch``: so is its target."""
+
+    def first_config(self, case: Case) -> None:
+        repository = self.top / "repository"
+        repositories.restic(repository, "init")
+        repositories.configure(case.config, repository, options="OFFSITE_AUTO = True\n")
+        super().first_config(case)
+
+    def restoring(self, case: Case) -> list[str]:
+        return ["fetch", str(self.base.dst), str(self.target(case))]
+
+    def check_target(self, case: Case) -> None:
+        try:
+            run("diff", "-r", "-x", ".btw-backup", self.base.dst, self.target(case))
+        except Broken as error:
+            raise Broken(f"{LOST}{error}") from error
+
+
+def _tarball(compression: str) -> Callable[[], Scene]:
+    options = f'COMPRESSION = "{compression}"\n'
+    return lambda: FsScene(f"{compression}-tarball", (), options=options, type="tar")
+
+
+# Add a line here, or to the scenes of faults, for each command that writes.
+SCENES: dict[str, Callable[[], Scene]] = {
+    **scenes.SCENES,
+    **{f"{name}-tarball": _tarball(name) for name in ("zstd", "gzip", "xz")},
+    "first-fs-init": lambda: FirstInitScene("first-fs-init", ()),
+    "other-owner": lambda: OtherOwnerScene("other-owner", ()),
+    "fs-restore": lambda: RestoreScene("fs-restore", ()),
+    "fetch": lambda: FetchScene("fetch", ()),
+}
