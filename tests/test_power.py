@@ -1,4 +1,4 @@
-"""A sample of what ``python -m tests.power`` tries in full, and what it leaves empty."""
+"""A sample of what ``python -m tests.power`` tries in full, and the orders that it rarely comes to test."""
 
 import os
 import re
@@ -22,6 +22,9 @@ needs_disks = pytest.mark.skipif(
 )
 
 
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+
+
 def power(*only: str, sample: int = 1, without_syncs: bool = False) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "tests.power", "--most=8", f"--sample={sample}"]
     argv += ["--without-syncs"] * without_syncs
@@ -41,6 +44,47 @@ def test_power_cuts_cost_points_without_syncs() -> None:
     done = power("first-tarball", "xfs", "late", sample=0, without_syncs=True)
     assert done.returncode == 1, done.stdout + done.stderr
     assert re.search(r"^\d+ moments tried .*, [1-9]\d* points lost", done.stdout, re.MULTILINE), done.stdout
+
+
+def traced(tmp_path: Path, *args: str | Path) -> list[str]:
+    """The calls that sync, make files and rename, of a run that succeeds."""
+    trace = tmp_path / "trace"
+    calls = "trace=fsync,openat,renameat2,renameat,rename"
+    strace: list[str | Path] = ["strace", "-f", "-y", "-s", "200", "-o", trace, "-e", calls]
+    subprocess.run([*strace, sys.executable, "-m", "btw_backup", *args], check=True)
+    return trace.read_text(errors="replace").splitlines()
+
+
+def first(calls: list[str], pattern: str) -> int:
+    return next(number for number, call in enumerate(calls) if re.search(pattern, call))
+
+
+@needs_strace
+def test_a_restored_file_comes_after_the_mark_of_the_target(
+    btw: Btw, config_dir: Path, two_points: Path, tmp_path: Path
+) -> None:
+    """On btrfs a sync of the file by another program left it on the disk, and not the mark."""
+    target = tmp_path / "target"
+    calls = traced(tmp_path, "--config-dir", config_dir, "fs-restore", two_points.parent, target)
+    marked = first(calls, r"openat\(.*\.btw-backup-restore-incomplete.*O_CREAT")
+    synced = first(calls, rf"fsync\(\d+<{re.escape(str(target))}>\) += 0")
+    made = first(calls, r'openat\(.*"(\./)?file", .*O_CREAT')
+    assert marked < synced < made
+
+
+@needs_strace
+def test_a_checksum_comes_after_the_mark_of_a_tarball_without_one(
+    btw: Btw, config_dir: Path, src: Path, dst: Path, tmp_path: Path
+) -> None:
+    """On btrfs another program's sync left the checksum on the disk, and not the mark."""
+    assert btw("fs-init", "--type", "tar", src, "name").status == 0
+    (config,) = config_dir.glob("name.*/config.py")
+    config.write_text(config.read_text() + 'COMPRESSION = "none"\n')
+    calls = traced(tmp_path, "--config-dir", config_dir, "fs", src, dst)
+    marked = first(calls, r"openat\(.*\.tar\.unpaired.*O_CREAT")
+    synced = first(calls, rf"fsync\(\d+<{re.escape(str(dst))}/\.btw-backup>\) += 0")
+    shown = first(calls, r'renameat2\(.*\.tar\.sha256"')
+    assert marked < synced < shown
 
 
 @pytest.mark.parametrize("content", [b"", bytes(300)], ids=["empty", "zeros"])

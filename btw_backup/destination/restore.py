@@ -25,6 +25,7 @@ def restoring(target: str, otherwise: str = "") -> Iterator[Directory]:
                 raise Error(f"{target} is not empty: restore into a new or an empty directory{otherwise}")
             # It stays open, so that no other file can get its inode number.
             with top.create(INCOMPLETE) as marker:
+                top.sync()  # btrfs may write a restored file first, if another program syncs it
                 try:
                     yield top
                     calls.syncfs(top.fileno())

@@ -156,13 +156,14 @@ class LockedDestination(Destination):
     def paired(self, name: str, prepared: int | None = None) -> Iterator[None]:
         """Add or remove the checksum of an uncompressed tarball together with it, in the block.
 
-        ``prepared`` is the open tarball if it is added, None if it is removed. If a kill interrupts the
-        block, the next run removes a checksum without a tarball.
+        ``prepared`` is the open tarball if it is added, None if it is removed. If a kill or a power cut
+        interrupts the block, the next run removes a checksum without a tarball.
         """
         if not name.endswith(ENDING_OF["none"]):
             yield
             return
         with self.private.create(name + UNPAIRED):
+            self.private.sync()  # btrfs may write the checksum's name first, if another program syncs a file
             if prepared is not None:
                 self._add_checksum(prepared, name)
             yield

@@ -182,6 +182,7 @@ def finish_tree(top: Directory, uid: int, gid: int, untouched: set[int]) -> Fini
                 # Another owner was asked for last time: a tree's files must not have several.
                 with closed_at_end(top.open_file(entry)) as fd:
                     os.fchown(fd, uid, gid)
+                    os.fsync(fd)
             continue
         own += found.st_size
         with closed_at_end(top.open_file(entry)) as fd:
