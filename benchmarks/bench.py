@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from . import cases, changes, curve, database, looking, part_sizes, sending, table
+from . import cases, changes, curve, database, looking, part_sizes, sending, syncing, table
 from .cases import FULL, QUICK, Bench
 from .table import Row
 
@@ -24,6 +24,7 @@ _CASES: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "chains": cases.chains,
     "changing": changes.changing,
     "sharing": changes.sharing,
+    "syncing": syncing.syncing,
     "getting-back": changes.getting_back,
     "looking": looking.looking,
     "part-sizes": part_sizes.part_sizes,
