@@ -11,6 +11,7 @@ from ..faults.scenes import OWNER, FsScene, InitScene, Scene
 from ..helpers import repositories
 
 _INCOMPLETE = ".btw-backup-restore-incomplete"
+_ASIDE = ".btw-backup-restoring"
 
 
 @dataclass
@@ -85,6 +86,49 @@ class RestoreScene(FsScene):
 
 
 @dataclass
+class InPlaceScene(RestoreScene):
+    """``fs-restore --in-place``: each file is the old or the new one, and no old one is lost."""
+
+    def restoring(self, case: Case) -> list[str]:
+        return ["fs-restore", "--in-place", str(case.dst), str(self.target(case))]
+
+    def settle(self, case: Case) -> None:
+        super().settle(case)
+        for name in (*self._files(self.source), "of its own"):
+            path = self.target(case) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(self._old(name))
+
+    def check_points(self, case: Case) -> bool:
+        FsScene.check_points(self, case)
+        there, new = self._files(self.target(case)), self._files(self.source)
+        if there.get("of its own") != self._old("of its own"):
+            raise Broken(f"{LOST}a file that the backup does not hold is gone")
+        for name, content in new.items():
+            if there.get(name) not in (content, self._old(name)):
+                raise Broken(f"{LOST}{name} is neither the old nor the new file")
+            if self._old(name) not in there.values():
+                raise Broken(f"{LOST}{name} was not kept")
+        return new.items() <= there.items()
+
+    def check_retry(self, case: Case, *, there: bool) -> None:
+        """The next run finishes the work."""
+        ended = case.run()
+        if ended.status != 0:
+            raise Broken(f"the next run exits with {ended.status}: {ended.err}")
+        self.check_after(case)
+        if (self.target(case) / _ASIDE).exists():
+            raise Broken(f"the next run leaves {_ASIDE}")
+
+    def _files(self, top: Path) -> dict[str, bytes]:
+        files = (path for path in top.rglob("*") if path.is_file() and not path.is_symlink())
+        return {str(path.relative_to(top)): path.read_bytes() for path in files}
+
+    def _old(self, name: str) -> bytes:
+        return f"old {name}\n".encode()
+
+
+@dataclass
 class FetchScene(RestoreScene):
     """``fetch``: so is its target."""
 
@@ -116,5 +160,6 @@ SCENES: dict[str, Callable[[], Scene]] = {
     "first-fs-init": lambda: FirstInitScene("first-fs-init", ()),
     "other-owner": lambda: OtherOwnerScene("other-owner", ()),
     "fs-restore": lambda: RestoreScene("fs-restore", ()),
+    "fs-restore-in-place": lambda: InPlaceScene("fs-restore-in-place", ()),
     "fetch": lambda: FetchScene("fetch", ()),
 }
