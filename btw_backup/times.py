@@ -57,11 +57,15 @@ def earliest_moment(at: str, now: datetime) -> datetime:
 
 
 def _moments(at: str, now: datetime) -> tuple[datetime, datetime]:
-    """The first and the last second that ``at`` means."""
+    """The first and the last second that ``at`` means, a time in UTC unless it has an offset."""
     for form, period in _PERIODS.items():
-        with suppress(ValueError, OverflowError):
-            first = datetime.strptime(re.sub(r"\.t[.a-z]+$", "", at), form).replace(tzinfo=UTC)
-            return first, first + (period - timedelta(seconds=1))
+        for zone in ("", "%z"):
+            with suppress(ValueError, OverflowError):
+                first = datetime.strptime(re.sub(r"\.t[.a-z]+$", "", at), form + zone)
+                first = (first if first.tzinfo else first.replace(tzinfo=UTC)).astimezone(UTC)
+                if first > now:
+                    raise Error(f"{at} is in the future")
+                return first, first + (period - timedelta(seconds=1))
     try:
         return (moment := now - parse_span(at)), moment
     except (ValueError, OverflowError):

@@ -220,7 +220,10 @@ def archived_text(stage: Path, text: str) -> Path:
         ("2025-01-01T10:20", TIMES[3]),
         ("2025-01-02", TIMES[3]),
         ("2025-01-03", "2025-01-03T00:00:00"),
-        ("2999-01-01T00", "2025-01-03T00:00:00"),
+        ("2025-01-01T09:59:59Z", TIMES[1]),
+        ("2025-01-01T10:20Z", TIMES[3]),
+        ("2025-01-01T11:19+01:00", TIMES[1]),
+        ("2025-01-01T05:20-05:00", TIMES[3]),
         ("1s", "2025-01-03T00:00:00"),
     ],
 )
@@ -252,6 +255,13 @@ def test_at_a_time_before_the_oldest_point(btw: Btw, moments: Path, target: Path
 def test_at_something_that_is_no_time(btw: Btw, moments: Path, target: Path, at: str) -> None:
     result = btw("fs-restore", "--at", at, moments, target)
     assert result.status == 1 and repr(at) in result.err
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("at", ["2999-01-01", "2999-01-01T00:00Z"])
+def test_at_a_time_in_the_future(btw: Btw, moments: Path, target: Path, at: str) -> None:
+    result = btw("fs-restore", "--at", at, moments, target)
+    assert (result.status, result.err) == (1, f"{PROG}: {at} is in the future\n")
     assert not target.exists()
 
 
