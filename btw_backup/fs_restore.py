@@ -89,9 +89,10 @@ def _into_new(content: Content, members: Mapping[str, str], args: argparse.Names
 
 def _in_place(content: Content, members: Mapping[str, str], args: argparse.Namespace) -> _Restored:
     counts = Counter[str]()
+    wanted = [*members] or [_source(content)]
     with restoring_in_place(args.target, datetime.now(UTC)) as place:
         missing = _unpack(content, place.staged, list(members), args.messages)
-        for change in place.put(partial(_is_wanted, members), acts=not args.dry_run):
+        for change in place.put(partial(_is_wanted, wanted), acts=not args.dry_run):
             counts[change.action] += 1
             if args.dry_run:
                 show(f"{change.action} {change.path}")
@@ -101,10 +102,15 @@ def _in_place(content: Content, members: Mapping[str, str], args: argparse.Names
     return _Restored("would restore" if args.dry_run else "restored", f"into {args.target}: {done}", missing)
 
 
+def _source(content: Content) -> str:
+    """The name of the first member: the source itself, a directory or a single file."""
+    return next((os.fsdecode(member.name) for member in content.members()), ".")
+
+
 def _is_wanted(members: Collection[str], path: str) -> bool:
-    """Whether a path below the target is one of the members or below one; all are if there are none."""
+    """Whether a path below the target, empty for itself, is one of the members or below one."""
     name = f"./{path}" if path else "."
-    return not members or any(wanted in (".", name) or name.startswith(wanted + "/") for wanted in members)
+    return any(wanted in (".", name) or name.startswith(wanted + "/") for wanted in members)
 
 
 def _to_stdout(content: Content, members: Mapping[str, str], args: argparse.Namespace) -> _Restored:

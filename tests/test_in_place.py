@@ -297,6 +297,33 @@ def test_another_file_system_below(btw: Btw, live: Path, dst: Path) -> None:
         assert os.listdir(live / "docs") == []
 
 
+@as_root
+def test_nothing_to_restore_on_another_file_system(
+    btw: Btw, src: Path, dst: Path, tmp_path: Path, back_up: BackUp
+) -> None:
+    """As with ONE_FILE_SYSTEM, where the directory is all that is backed up of it."""
+    (src / "proc").mkdir()
+    back_up(src)
+    live = copied(src, tmp_path / "live")
+    (live / "proc").chmod(0o700)
+    with mounted("-t", "tmpfs", "-o", "mode=711", "none", live / "proc"):
+        (live / "proc" / "inside").touch()
+        assert btw("fs-restore", "--in-place", dst, live) == SILENCE
+        assert os.listdir(live / "proc") == ["inside"] and (live / "proc").stat().st_mode & 0o777 == 0o711
+
+
+def test_a_single_file_as_the_source(btw: Btw, dst: Path, tmp_path: Path, back_up: BackUp) -> None:
+    source, live = tmp_path / "file", tmp_path / "live"
+    source.write_text("backed up\n")
+    back_up(source)
+    live.mkdir(mode=0o755)
+    (live / "file").write_text("of today\n")
+    before = live.stat()
+    assert btw("fs-restore", "--in-place", dst, live) == SILENCE
+    assert (live / "file").read_text() == "backed up\n" and kept(live) == {"file": b"of today\n"}
+    assert (live.stat().st_mode, live.stat().st_uid) == (before.st_mode, before.st_uid)
+
+
 def test_another_restore_at_work(btw: Btw, live: Path, dst: Path) -> None:
     (live / "docs" / "letter").unlink()
     (live / ASIDE).mkdir(mode=0o700)

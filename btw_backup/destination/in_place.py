@@ -106,10 +106,14 @@ class InPlace:
     def _enter(self, level: _Level, name: str) -> _Level:
         path = f"{level.path}{name}/"
         entered = _Level.of(level.staged.open(name), level.target.open(name), path)
-        if entered.target.status().st_dev != self.target.status().st_dev:
+        if self._is_elsewhere(entered) and entered.staged.names():
             entered.close()
             raise Error(f"{self._path}/{path} is on another file system: restore elsewhere, and copy that")
         return entered
+
+    def _is_elsewhere(self, level: _Level) -> bool:
+        """Whether a directory is on another file system than the target, where nothing can be renamed to."""
+        return level.target.status().st_dev != self.target.status().st_dev
 
     def _put(self, level: _Level, name: str) -> Iterator[Change]:
         """Put an entry that is not a directory in both trees."""
@@ -132,7 +136,7 @@ class InPlace:
     def _finish(self, level: _Level) -> Iterator[Change]:
         """Give a directory its attributes, once all is in it."""
         path = level.path.rstrip("/")
-        if not self._is_wanted(path):
+        if not self._is_wanted(path) or self._is_elsewhere(level):
             return
         if not same_attributes(level.staged, level.target):
             yield Change("change", path + "/")
