@@ -47,6 +47,15 @@ def member_name(path: str) -> str:
     return "." if normal.lstrip("/") == "" else "./" + normal.lstrip("/")
 
 
+def add_adopt(parser: argparse.ArgumentParser) -> None:
+    """Add ``--adopt``, which binds a destination to another source."""
+    parser.add_argument(
+        "--adopt",
+        action="store_true",
+        help="goes on in dst although its backups are of another source: for a source that has moved",
+    )
+
+
 def add_wait(parser: argparse.ArgumentParser) -> None:
     """Add ``--wait``: how long a command that writes waits for another."""
     parser.add_argument(

@@ -9,8 +9,9 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 
 from . import hooks, offsite
-from .arguments import add_destination, add_owner, add_wait
+from .arguments import add_adopt, add_destination, add_owner, add_wait
 from .config import DbOptions, General, check_database_name, load_db, load_general
+from .destination import binding
 from .destination.append import NewPoint, Stored, closing_line
 from .destination.catalog import DUMP, GLOBALS
 from .destination.collection import Destinations
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         help="with --all: leaves out the databases whose names match this shell pattern; can be repeated",
     )
+    add_adopt(parser)
     add_wait(parser)
     parser.add_argument("db", nargs="?", help="the name of the database")
     add_destination(parser)
@@ -130,11 +132,14 @@ def _back_up(
             # The owner of a collection could have put a link into it.
             working_on(dst, warn, args.owner, args.wait, follow=not args.all) as destination,
         ):
-            destination.check_series(mirror)
+            binding.check_series(destination, mirror)
             at = destination.next_time()
             with hooks.around(options.hooks, described, warn):
+                source = postgres.source(database, options.server)
+                binding.check(destination, source, adopt=args.adopt)
                 stored, size = _store(database, mirror, destination, at, options, messages)
             destination.note_success(at)
+            binding.bind(destination, source)
             sending.take(destination)
         messages.summary(closing_line(stored, size, time.monotonic() - started))
         return sending.finish()

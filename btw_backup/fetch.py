@@ -21,7 +21,9 @@ EXAMPLE = "btw-backup fetch --at 3d /var/backups/etc /var/backups/etc"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_at(parser, "copy", "--list")
-    parser.add_argument("--list", action="store_true", help="only lists the copies: time and NAME of each")
+    parser.add_argument(
+        "--list", action="store_true", help="only lists the copies: time, NAME and source of each"
+    )
     parser.add_argument(
         "name",
         metavar="NAME",
@@ -46,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
         copies = [copy for copy in copies if copy.snapshot.time.replace(microsecond=0) <= latest]
     if args.list:
         for copy in copies:
-            show(f"{format_moment(copy.snapshot.time)} {_full_name(copy)}")
+            source = "" if copy.source is None else f" ({copy.source})"
+            show(f"{format_moment(copy.snapshot.time)} {_full_name(copy)}{source}")
         return 0
     if not copies:
         raise Error(f"there is no copy of {args.name} as old as {args.at}")

@@ -13,8 +13,9 @@ from .archive import parts
 from .archive.division import compare, compare_some
 from .archive.parts import Made, Part
 from .archive.stream import Archive, archiving, changed_blocks
-from .arguments import add_destination, add_owner, add_wait
+from .arguments import add_adopt, add_destination, add_owner, add_wait
 from .config import FsOptions, load_fs, load_general
+from .destination import binding
 from .destination.append import NewPoint, NewTarball, Stored, Uncompared, closing_line
 from .destination.catalog import ENDING_OF, Backup
 from .destination.labels import ARCHIVE
@@ -36,6 +37,7 @@ EXAMPLE = "btw-backup fs -u backup: /etc /var/backups/etc"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_owner(parser)
+    add_adopt(parser)
     add_wait(parser)
     parser.add_argument("src", help="the absolute path of what to back up")
     add_destination(parser)
@@ -56,13 +58,15 @@ def run(args: argparse.Namespace) -> int:
             hooks.on_failure(options.hooks, described, warn),
             working_on(args.dst, warn, args.owner, args.wait) as destination,
         ):
-            destination.check_series(ARCHIVE)
+            binding.check_series(destination, ARCHIVE)
+            binding.check(destination, path, adopt=args.adopt)
             at = destination.next_time()
             source = examine_source(work, [args.dst, work.path], options.exclude, options.one_file_system)
             workdir.remove_left(work)
             with hooks.around(options.hooks, described, warn):
                 done = _back_up(destination, source, at, options, work, args.messages)
             destination.note_success(at)
+            binding.bind(destination, path)
             sending.take(destination)
         args.messages.summary(closing_line(done.stored, done.size, time.monotonic() - started))
         args.messages.passed_on(done.unreadable)

@@ -7,12 +7,13 @@ from functools import partial
 from typing import Any
 
 from .arguments import add_destinations
+from .destination import binding
 from .destination.catalog import listing
 from .destination.collection import Destinations
 from .destination.reader import Destination
 from .destination.sizes import Measured, measure
 from .errors import FAILED
-from .messages import Messages, size
+from .messages import Messages, show, size
 from .times import age, format_moment
 
 EXAMPLE = "btw-backup list --long /var/backups/etc"
@@ -24,7 +25,10 @@ _HEAD = ("backup", "kind", "stored", "restored", "age")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
-        "-l", "--long", action="store_true", help="also prints the size and the age of each point"
+        "-l",
+        "--long",
+        action="store_true",
+        help="also prints the source, and the size and the age of each point",
     )
     form.add_argument("--json", action="store_true", help="prints the same for programs: an array of objects")
     add_destinations(parser)
@@ -40,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _print_lines(long: bool, now: datetime, dst: str, messages: Messages) -> int:
     with Destination.open(dst) as destination:
+        if long and (source := binding.read(destination.directory)) is not None:
+            show(f"source: {source}")
         for line in table(measure(destination.directory), now) if long else listing(destination.backups):
             print(line)
         return _report_broken(destination, messages)
@@ -53,7 +59,9 @@ def _print_json(destinations: Destinations, now: datetime, messages: Messages) -
 
     def collect(dst: str, messages: Messages) -> int:
         with Destination.open(dst) as destination:
-            found.append(objects(measure(destination.directory), now, dst if destinations.named else None))
+            source = binding.read(destination.directory)
+            points = measure(destination.directory)
+            found.append(objects(points, now, source, dst if destinations.named else None))
             return _report_broken(destination, messages)
 
     status = destinations.each(messages, collect)
@@ -80,12 +88,18 @@ def table(points: Sequence[Measured], now: datetime) -> list[str]:
     return rows
 
 
-def objects(points: Sequence[Measured], now: datetime, dst: str | None = None) -> list[dict[str, Any]]:
-    """Return what ``--json`` prints: sizes in bytes, the age in seconds; ``dst`` if it has to be named."""
+def objects(
+    points: Sequence[Measured], now: datetime, source: str | None, dst: str | None = None
+) -> list[dict[str, Any]]:
+    """Return what ``--json`` prints: sizes in bytes, the age in seconds; ``dst`` if it has to be named.
+
+    ``source`` is None if it is not known.
+    """
     naming = {} if dst is None else {"destination": dst}
     return [
         {
             **naming,
+            "source": source,
             "backup": point.backup,
             "time": f"{format_moment(point.time)}Z",
             "kind": point.kind,

@@ -40,7 +40,8 @@ class Facts(NamedTuple):
 
     ``success``: when a run last succeeded, whether or not it had something to store. ``used``: the
     space on the disk in bytes. ``interrupted``: the newest backup is a chain left half done.
-    ``copies`` is None if none are configured; ``broken``: entries that can't be read.
+    ``copies`` is None if none are configured; ``broken``: entries that can't be read; ``source`` is None
+    if it is not known.
     """
 
     newest_time: datetime | None
@@ -50,6 +51,7 @@ class Facts(NamedTuple):
     interrupted: bool
     copies: CopyFacts | None = None
     broken: tuple[str, ...] = ()
+    source: str | None = None
 
 
 class Report(NamedTuple):
@@ -108,6 +110,8 @@ def _words(facts: Facts, now: datetime) -> Iterator[str]:
         yield f"off-site copy {age((now - facts.copies.copied).total_seconds())} ago"
     yield f"{facts.points} point{'s' if facts.points != 1 else ''}"
     yield size(facts.used)
+    if facts.source is not None:
+        yield f"source {facts.source}"
 
 
 def _performance(facts: Facts, now: datetime, max_age: timedelta | None) -> str:
@@ -130,6 +134,7 @@ def as_object(report: Report, now: datetime) -> dict[str, Any]:
     unsent = facts.copies and facts.copies.unsent
     return {
         "destination": report.dst,
+        "source": facts.source,
         "status": report.state.name,
         "problem": report.problem or None,
         "newest": facts.newest_time and f"{format_moment(facts.newest_time)}Z",

@@ -14,10 +14,9 @@ from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 from .config import Offsite, load_general
-from .destination.log import LOG
 from .destination.reader import Destination
 from .destination.retention import Policy
-from .destination.view import TREE, View, backup_names, viewing
+from .destination.view import NOTES, TREE, View, backup_names, viewing
 from .destination.writer import LockedDestination
 from .errors import NOT_SENT, Error, prefixing_errors
 from .messages import Messages
@@ -36,7 +35,7 @@ _SENT = "sent"
 class State(NamedTuple):
     """Every file and directory of a destination's backups, and its newest point.
 
-    The log is not part of it.
+    The log and other notes are not part of it.
     """
 
     nodes: tuple[Node, ...]
@@ -84,36 +83,46 @@ def _nodes(name: str, within: Directory, above: str, depth: int = DEPTH) -> Iter
 class Copy(NamedTuple):
     """A snapshot of a destination.
 
-    ``name`` is the path that this had, ``newest_time`` that of its newest point.
+    ``name`` is the path that this had, ``newest_time`` that of its newest point; ``source`` is what it was
+    bound to, None if that is not known.
     """
 
     snapshot: Snapshot
     name: str
     newest_time: datetime
+    source: str | None
 
 
 # Tags identify a snapshot: restic returns paths unchanged only if they are UTF-8.
 _NAME = "destination:"
 _NEWEST = "newest:"
+_SOURCE = "source:"
 
 
 def _name_tag(name: str) -> str:
     return _NAME + quote(os.fsencode(name))
 
 
+def _tagged(snapshot: Snapshot, kind: str) -> list[str]:
+    """What the tags of a kind say."""
+    tags = [tag.removeprefix(kind) for tag in snapshot.tags if tag.startswith(kind)]
+    return [os.fsdecode(unquote_to_bytes(tag)) for tag in tags]
+
+
 def _copy(snapshot: Snapshot) -> Copy | None:
     """Read a snapshot's tags. Returns None for a snapshot of something else."""
-    names = [tag.removeprefix(_NAME) for tag in snapshot.tags if tag.startswith(_NAME)]
-    points = [parse_moment(tag.removeprefix(_NEWEST)) for tag in snapshot.tags if tag.startswith(_NEWEST)]
+    names = _tagged(snapshot, _NAME)
+    points = [parse_moment(text) for text in _tagged(snapshot, _NEWEST)]
     if len(names) != 1 or len(points) != 1 or points[0] is None:
         return None
-    return Copy(snapshot, os.fsdecode(unquote_to_bytes(names[0])), points[0])
+    return Copy(snapshot, names[0], points[0], next(iter(_tagged(snapshot, _SOURCE)), None))
 
 
 def differences(copy: Copy, nodes: Iterable[Node], state: State) -> list[str]:
     """Return lines that tell how a copy that holds these nodes differs from the destination."""
     sent = {path: node._replace(path=path) for node in nodes if (path := node.path.removeprefix(f"/{TREE}"))}
-    sent.pop(f"/{LOG}", None)
+    for name in NOTES:
+        sent.pop(f"/{name}", None)
     # restic prints names that are not UTF-8 like this.
     shown = {node: os.fsencode(node.path).decode(errors="replace") for node in state.nodes}
     here = {path: node._replace(path=path) for node, path in shown.items()}
@@ -195,6 +204,7 @@ def send(
         return None
     parent = own[-1].snapshot.id if own else None
     tags = [_name_tag(view.name), _NEWEST + format_moment(state.newest_time)]
+    tags += [] if view.source is None else [_SOURCE + quote(os.fsencode(view.source))]
     with messages.progress(state.size()) as advance:
         added = repository.store(view.directory.fileno(), TREE, tags, parent, advance)
     _note_sent(view, state, settings.address)

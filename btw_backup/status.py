@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from . import offsite
 from .arguments import add_destinations, span
 from .config import load_general
+from .destination import binding
 from .destination.collection import Destinations
 from .destination.log import last_success
 from .destination.reader import Destination
@@ -101,6 +102,7 @@ def examine(destination: Destination, snapshots: Sequence[Snapshot] | None = Non
         bool(backups) and backups[-1].interrupted,
         None if snapshots is None else _copies(destination, snapshots),
         destination.broken,
+        binding.read(destination.directory),
     )
 
 

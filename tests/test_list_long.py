@@ -19,6 +19,7 @@ from .helpers.running import Btw
 
 FULL = datetime(2026, 11, 22, 22, 16, 17, tzinfo=UTC)
 KEYS = {
+    "source": (str, type(None)),
     "backup": (str,),
     "time": (str,),
     "kind": (str,),
@@ -79,8 +80,9 @@ def test_nothing_to_list(btw: Btw, dst: Path) -> None:
 
 def test_objects() -> None:
     point = Measured("2026-11-22T22:16:17", FULL, "full", 1500, None)
-    assert objects([point], FULL + timedelta(minutes=2)) == [
+    assert objects([point], FULL + timedelta(minutes=2), "/etc") == [
         {
+            "source": "/etc",
             "backup": "2026-11-22T22:16:17",
             "time": "2026-11-22T22:16:17Z",
             "kind": "full",

@@ -25,6 +25,7 @@ UNCHANGED = "no change in the data to be backed up:"
 
 KEYS = {
     "destination": (str,),
+    "source": (str, type(None)),
     "status": (str,),
     "problem": (str, type(None)),
     "newest": (str, type(None)),

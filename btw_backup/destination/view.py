@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ..errors import Busy, Error, prefixing_errors
 from ..system.directories import Directory
 from ..system.trees import copy_attributes, link_tree
+from . import binding
 from .catalog import CHECKSUM
 from .lock import VIEW
 from .log import LOG
@@ -20,17 +21,20 @@ from .writer import LockedDestination, working_on
 
 # The name of the copy in the view's directory.
 TREE = "destination"
+# What is said of the backups: copied with them, but no reason to send them again.
+NOTES = (LOG, binding.NOTE)
 
 
 class View(NamedTuple):
     """A copy of a destination, ``TREE`` in the open directory ``directory``.
 
-    ``name`` is the real path of the destination, ``path`` the one for messages;
-    ``private`` is its private directory.
+    ``name`` is the real path of the destination, ``path`` the one for messages; ``source`` is what it is
+    bound to, if that is known; ``private`` is its private directory.
     """
 
     path: str
     name: str
+    source: str | None
     directory: Directory
     private: Directory
 
@@ -54,7 +58,8 @@ def viewing(destination: LockedDestination) -> Iterator[View]:
             opened.callback(_remove, path, private)  # while it is locked: nobody else removes it
             with destination.keeping_record():
                 _fill(directory, destination)
-        yield View(path, destination.directory.path(), directory, private)
+        source = binding.read(destination.directory)
+        yield View(path, destination.directory.path(), source, directory, private)
 
 
 def backup_names(destination: Destination) -> Iterator[str]:
@@ -67,7 +72,7 @@ def backup_names(destination: Destination) -> Iterator[str]:
 
 def _fill(view: Directory, destination: LockedDestination) -> None:
     names = [*backup_names(destination)]
-    names += [LOG] if destination.directory.holds(LOG) else []
+    names += filter(destination.directory.holds, NOTES)
     view.make(TREE)
     with view.open(TREE) as tree:
         linked = link_tree(destination.directory, tree, _is_replaced, names)

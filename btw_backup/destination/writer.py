@@ -20,7 +20,6 @@ from ..system.trust import resolve
 from ..times import format_moment
 from . import chain, log, record
 from .catalog import CHECKSUM, ENDING_OF, Backup, Limits, full_backup_due
-from .labels import ARCHIVE
 from .lock import UNPAIRED, locked, private_directory, scratch_directory
 from .reader import Destination, open_directory
 from .record import NOTHING_KNOWN, Record
@@ -85,17 +84,6 @@ class LockedDestination(Destination):
                 return moment
             time.sleep(1 - at % 1)
 
-    def check_series(self, mirror: str) -> None:
-        """Raise Error if a chain here holds another file than ``mirror``."""
-        for backup in self.backups:
-            if backup.is_chain and (held := chain.series(self.mirrors(backup))) not in (mirror, None):
-                raise Error(
-                    f"{self.path} holds backups of something else ({backup.name}/{held}):"
-                    " use another destination"
-                )
-        if mirror != ARCHIVE and any(not backup.is_chain for backup in self.backups):
-            raise Error(f"{self.path} holds backups of something else (tarballs): use another destination")
-
     def mirrors(self, backup: Backup) -> list[str]:
         """The names of the files of a chain's newest point."""
         with prefixing_errors(backup.name), self.directory.open(backup.name) as top:
@@ -124,6 +112,21 @@ class LockedDestination(Destination):
             log.note_success(at, self.scratch, self.private)
         except OSError as error:
             self.warn(f"{self.path}: the time of this run could not be noted: {error.strerror}")
+
+    def keep(self, name: str, content: bytes) -> None:
+        """Have a small file of ours hold this. If that fails, the backup still counts: warn instead."""
+        with suppress(OSError, Error), self.directory.file(name) as fd:
+            if os.read(fd, len(content) + 1) == content:
+                return
+        try:
+            with self.scratch.create(name) as fd:
+                write_all(fd, content)
+                os.fchown(fd, *self.owner)
+                os.fsync(fd)
+            self.scratch.rename(name, self.directory)
+            self.directory.sync()
+        except OSError as error:
+            self.warn(f"{os.path.join(self.path, name)} could not be written: {error.strerror}")
 
     def note_of_stored(self, text: str) -> None:
         """Append a line about a stored point. If that fails, the backup still counts: warn instead."""

@@ -63,6 +63,13 @@ def dump(
         raise wrong_database(database, found)
 
 
+def source(database: str | None, server: Server) -> str | None:
+    """Name a database, or with None the globals, and its server. None if that does not answer."""
+    address = server.address(database or _MAINTENANCE)
+    what = "globals" if database is None else f"database {database}"
+    return None if address is None else f"{what} of {address}"
+
+
 def dump_globals(server: Server, output: int) -> None:
     """Write the SQL of roles and tablespaces, uncompressed."""
     server.run(["pg_dumpall", "--globals-only"], None, stdout=output).check()

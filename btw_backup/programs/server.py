@@ -91,6 +91,23 @@ class Server(NamedTuple):
             **settings,
         )
 
+    def address(self, database: str) -> str | None:
+        """Return ``host:port`` or ``directory:port``, as libpq has them; None if the server does not answer.
+
+        They outlast an upgrade of PostgreSQL: pg_upgradecluster gives the new cluster the port of the old
+        one, while the system identifier changes.
+        """
+        argv = ["psql", "--no-psqlrc", "--no-password", r"--command=\echo :HOST :PORT"]
+        with tempfile.TemporaryFile() as printed:
+            try:
+                self.run(argv, database, stdout=printed).check()
+            except Error:  # whatever is wrong, the program that dumps says it
+                return None
+            printed.seek(0)
+            text = printed.read().decode(errors="surrogateescape")
+        host, _, port = text.rstrip("\n").rpartition(" ")
+        return f"{os.path.realpath(host) if host.startswith('/') else host}:{port}"
+
     def run_writing(self, argv: list[str], database: str, **settings: Any) -> process.Result:
         """Run a program that writes into a database, once the server has confirmed that it is that one.
 

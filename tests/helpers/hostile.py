@@ -35,7 +35,7 @@ class Land:
         (self.roots / "small").write_bytes(FEW)
         (self.roots / "directory" / "inner").write_bytes(FEW)
         # What root would read or write if it were led into this directory.
-        for name in ("log.txt", "backup.tar", "backup.log", "lock", "newest", "increments"):
+        for name in ("log.txt", "source.txt", "backup.tar", "backup.log", "lock", "newest", "increments"):
             (self.roots / "directory" / name).write_bytes(FEW)
         for path in self.roots.rglob("*"):
             path.chmod(0o700 if path.is_dir() else 0o600)
@@ -83,7 +83,7 @@ def fill(land: Land, btw: Btw, backup: Callable[[], Result], kind: str) -> str:
 
 def pick(land: Land, name: str, chain: str) -> Path:
     """Return the path in the destination that a pattern stands for."""
-    if name in ("log.txt", ".btw-backup", ".btw-backup/lock", ".btw-backup/newest"):
+    if name in ("log.txt", "source.txt", ".btw-backup", ".btw-backup/lock", ".btw-backup/newest"):
         return land.dst / name
     found = sorted((land.dst / chain).glob(name)) if name else [land.dst / chain]
     assert found, name
