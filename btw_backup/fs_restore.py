@@ -67,9 +67,10 @@ def run(args: argparse.Namespace) -> int:
             if not content.is_archive():
                 raise Error(f"{args.dst} holds backups of a database: use db-restore")
             restored = restore(content, members, args)
+    time = format_moment(chosen.point.time)
     for member in restored.missing:
-        args.messages.error(f"{members[member]} is not in the backup {chosen.backup.name}")
-    args.messages.summary(f"{restored.what} {format_moment(chosen.point.time)} {restored.where}")
+        args.messages.error(f"{members[member]} is not in the point {time}")
+    args.messages.summary(f"{restored.what} {time} {restored.where}")
     return FAILED if restored.missing else 0
 
 

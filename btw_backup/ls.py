@@ -14,6 +14,7 @@ from .entries import as_object, long_line
 from .errors import FAILED, Error
 from .messages import show, show_json
 from .programs import dumps, postgres
+from .times import format_moment
 
 EXAMPLE = "btw-backup ls -l /var/backups/etc ssh hosts"
 
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
             else:
                 _show_objects(content, args)
     for path in missing.values():
-        args.messages.error(f"{path} is not in the backup {chosen.backup.name}")
+        args.messages.error(f"{path} is not in the point {format_moment(chosen.point.time)}")
     return FAILED if missing else 0
 
 

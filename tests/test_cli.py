@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from .helpers.destinations import BASE, add_tarball
 from .helpers.running import Btw, Result
 
 WIDE = {"COLUMNS": "300"}
@@ -161,6 +162,27 @@ class TestOutputThatCannotBeWritten:
     def test_a_pipe_that_is_closed(self, full: Path, redirection: str) -> None:
         result = self.run(f"list {full}", redirection)
         assert (result.status, result.err) == (141, "")
+
+    def test_a_pipe_that_is_closed_while_something_is_restored_into_it(
+        self, dst: Path, tmp_path: Path
+    ) -> None:
+        add_tarball(dst, "2026-11-22T22:16:17.tbz", {"large": "x" * 1_000_000})
+        (tmp_path / "dump").mkdir()
+        (tmp_path / "dump" / "shop.dump").write_bytes(bytes(1_000_000))
+        chain = tmp_path / "shop" / "2026-11-22T22:16:17"
+        chain.parent.mkdir()
+        argv: list[str | Path] = [
+            "rdiff-backup",
+            "--current-time",
+            str(BASE),
+            "backup",
+            tmp_path / "dump",
+            chain,
+        ]
+        subprocess.run(argv, check=True)
+        for command in (f"fs-restore --to-stdout {dst} large", f"db-restore --output - {chain.parent}"):
+            result = self.run(command, "| head -c 1")
+            assert (result.status, len(result.out), result.err) == (141, 1, "")
 
     @pytest.mark.parametrize("command", ["list {dst}", "list --json {dst}", "--version"])
     def test_a_full_disk(self, dst: Path, command: str) -> None:

@@ -161,7 +161,7 @@ def test_only_the_paths_that_are_asked_for(btw: Btw, live: Path, dst: Path) -> N
 def test_a_path_that_is_not_there(btw: Btw, live: Path, dst: Path) -> None:
     before = trees.facts(live)
     result = btw("fs-restore", "--in-place", dst, live, "docs/nothing")
-    assert result.status == 1 and "docs/nothing is not in the backup" in result.err
+    assert result.status == 1 and "docs/nothing is not in the point 2" in result.err
     assert trees.facts(live) == before
 
 
@@ -382,7 +382,7 @@ def test_to_stdout(btw: Btw, back_up: BackUp, dst: Path, tmp_path: Path, name: s
     ("path", "text"),
     [
         ("docs", "docs is not a regular file"),
-        ("docs/no", "docs/no is not in the backup"),
+        ("docs/no", "docs/no is not in the point 2"),
         ("..", "not a path"),
     ],
 )

@@ -93,6 +93,21 @@ def test_names_and_facts_are_those_of_the_tree(odd: Path, btw: Btw, dst: Path, t
     assert [line for line in long if " hard link link to deep" in line]
 
 
+@pytest.mark.parametrize("command", ["ls", "fs-restore"])
+def test_a_path_that_only_another_point_of_the_chain_holds(
+    btw: Btw, initialised: Path, dst: Path, tmp_path: Path, command: str
+) -> None:
+    """It is the point that lacks it, not the chain."""
+    for make in (Path.mkdir, Path.rmdir):
+        make(initialised / "now and then")
+        assert btw("fs", initialised, dst).status == 0
+    first, second = (line.strip() for line in listed(btw, dst))
+    arguments = {"ls": [dst], "fs-restore": [dst, tmp_path / "target"]}[command]
+    result = btw(command, *arguments, "now and then")
+    assert result == Result(1, "", f"btw_backup: now and then is not in the point {second}\n")
+    assert btw("ls", "--at", first, dst, "now and then").out == "now and then\n"
+
+
 def test_only_these_paths(btw: Btw, initialised: Path, dst: Path) -> None:
     (initialised / "subway").touch()
     assert btw("fs", initialised, dst).status == 0
@@ -101,7 +116,7 @@ def test_only_these_paths(btw: Btw, initialised: Path, dst: Path) -> None:
     assert btw("ls", dst, ".").out == ".\nfile\nsub\nsub/other\nsubway\n"
     missing = btw("ls", dst, "no\nsuch", "file")
     assert (missing.status, missing.out) == (1, "file\n")
-    assert missing.err == f"btw_backup: no\\x0asuch is not in the backup {listed(btw, dst)[0]}\n"
+    assert missing.err == f"btw_backup: no\\x0asuch is not in the point {listed(btw, dst)[-1].strip()}\n"
     outside = btw("ls", dst, "../file")
     assert (outside.status, outside.out) == (1, "") and "not a path in the backup" in outside.err
 
