@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from . import hooks, offsite
 from .arguments import add_adopt, add_destination, add_owner, add_wait
 from .config import DbOptions, General, check_database_name, load_db, load_general
-from .destination import binding
+from .destination import binding, explanation
 from .destination.append import NewPoint, Stored, closing_line
 from .destination.catalog import DUMP, GLOBALS
 from .destination.collection import Destinations
@@ -140,6 +140,7 @@ def _back_up(
                 stored, size = _store(database, mirror, destination, at, options, messages)
             destination.note_success(at)
             binding.bind(destination, source)
+            explanation.explain(destination)
             sending.take(destination)
         messages.summary(closing_line(stored, size, time.monotonic() - started))
         return sending.finish()

@@ -15,7 +15,7 @@ from .archive.parts import Made, Part
 from .archive.stream import Archive, archiving, changed_blocks
 from .arguments import add_adopt, add_destination, add_owner, add_wait
 from .config import FsOptions, load_fs, load_general
-from .destination import binding
+from .destination import binding, explanation
 from .destination.append import NewPoint, NewTarball, Stored, Uncompared, closing_line
 from .destination.catalog import ENDING_OF, Backup
 from .destination.labels import ARCHIVE
@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
                 done = _back_up(destination, source, at, options, work, args.messages)
             destination.note_success(at)
             binding.bind(destination, path)
+            explanation.explain(destination)
             sending.take(destination)
         args.messages.summary(closing_line(done.stored, done.size, time.monotonic() - started))
         args.messages.passed_on(done.unreadable)

@@ -483,7 +483,7 @@ class TestOwnership:
         for _ in range(2):
             assert btw("fs", f"--uid={text}", src, dst) == DONE
         found = self.owners(dst)
-        assert len(found) == 3 and set(found.values()) == {owner}
+        assert len(found) == 4 and set(found.values()) == {owner}
 
     @as_root
     def test_what_earlier_runs_made_keeps_its_owner(
@@ -495,7 +495,8 @@ class TestOwnership:
         (src / "file").write_text("changed\n")
         assert btw("fs", "-u", "12345", src, dst) == DONE
         old, new = backups(dst)
-        assert self.owners(dst) == {old: (0, 0), "log.txt": (0, 0), "source.txt": (0, 0), new: (12345, 0)}
+        notes = {"log.txt": (0, 0), "source.txt": (0, 0), "RESTORE.txt": (12345, 0)}  # this is written anew
+        assert self.owners(dst) == {old: (0, 0), new: (12345, 0), **notes}
 
     @pytest.mark.parametrize(
         "text", ["no-such-user", ":no-such-group", "nobody:no-such-group", "99999999999", ""]

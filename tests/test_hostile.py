@@ -31,7 +31,7 @@ def backup(land: Land, btw: Btw) -> Callable[[], Result]:
     return lambda: btw("fs", "-u", USER, land.src, land.dst)
 
 
-OUTSIDE = ["log.txt", "source.txt", ".btw-backup", ".btw-backup/lock", ".btw-backup/newest"]
+OUTSIDE = ["log.txt", "source.txt", "RESTORE.txt", ".btw-backup", ".btw-backup/lock", ".btw-backup/newest"]
 DATA = "rdiff-backup-data"
 INSIDE = [
     "backup.tar",

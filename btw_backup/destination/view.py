@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ..errors import Busy, Error, prefixing_errors
 from ..system.directories import Directory
 from ..system.trees import copy_attributes, link_tree
-from . import binding
+from . import binding, explanation
 from .catalog import CHECKSUM
 from .lock import VIEW
 from .log import LOG
@@ -22,7 +22,7 @@ from .writer import LockedDestination, working_on
 # The name of the copy in the view's directory.
 TREE = "destination"
 # What is said of the backups: copied with them, but no reason to send them again.
-NOTES = (LOG, binding.NOTE)
+NOTES = (LOG, binding.NOTE, explanation.NAME)
 
 
 class View(NamedTuple):

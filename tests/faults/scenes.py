@@ -173,7 +173,7 @@ class Scene:
         """Raise Broken if a run left anything behind but what it made."""
         backups = [line for line in case.list() if not line.startswith(" ")]
         sums = [f"{name}.sha256" for name in backups if name.endswith(".tar")]
-        expected = {"log.txt", "source.txt", ".btw-backup", *backups, *sums}
+        expected = {"log.txt", "source.txt", "RESTORE.txt", ".btw-backup", *backups, *sums}
         left = [path for path in case.dst.iterdir() if path.name not in expected]
         private = case.dst / ".btw-backup"
         if private.exists():

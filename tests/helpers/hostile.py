@@ -83,7 +83,14 @@ def fill(land: Land, btw: Btw, backup: Callable[[], Result], kind: str) -> str:
 
 def pick(land: Land, name: str, chain: str) -> Path:
     """Return the path in the destination that a pattern stands for."""
-    if name in ("log.txt", "source.txt", ".btw-backup", ".btw-backup/lock", ".btw-backup/newest"):
+    if name in (
+        "log.txt",
+        "source.txt",
+        "RESTORE.txt",
+        ".btw-backup",
+        ".btw-backup/lock",
+        ".btw-backup/newest",
+    ):
         return land.dst / name
     found = sorted((land.dst / chain).glob(name)) if name else [land.dst / chain]
     assert found, name
