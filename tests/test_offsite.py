@@ -854,7 +854,7 @@ def test_a_bucket_without_a_repository(btw: Btw, config_dir: Path, tmp_path: Pat
 
 
 def test_from_a_lost_server_to_a_new_one_by_s3(
-    btw: Btw, config_dir: Path, make_source: MakeSource, dst: Path, tmp_path: Path
+    btw: Btw, config_dir: Path, make_source: MakeSource, src: Path, dst: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "store" / "bucket").mkdir(parents=True)
     with S3(tmp_path / "store") as store:
@@ -879,7 +879,7 @@ def test_from_a_lost_server_to_a_new_one_by_s3(
         for lost in (dst, config_dir):
             shutil.rmtree(lost)
         configure(config_dir, store.address, store.env)
-        assert btw("fetch", "--list").out.splitlines()[-1].endswith(f":{dst}")
+        assert btw("fetch", "--list").out.splitlines()[-1].endswith(f":{dst} ({src})")
         assert btw("fetch", dst, dst) == SILENCE
     trees.assert_same(before, dst)
     assert btw("verify", dst) == SILENCE
