@@ -89,14 +89,14 @@ def _into_new(content: Content, members: Mapping[str, str], args: argparse.Names
 
 
 def _in_place(content: Content, members: Mapping[str, str], args: argparse.Namespace) -> _Restored:
-    counts = Counter[str]()
     wanted = [*members] or [_source(content)]
     with restoring_in_place(args.target, datetime.now(UTC)) as place:
         missing = _unpack(content, place.staged, list(members), args.messages)
-        for change in place.put(partial(_is_wanted, wanted), acts=not args.dry_run):
-            counts[change.action] += 1
-            if args.dry_run:
-                show(f"{change.action} {change.path}")
+        changes = [*place.put(partial(_is_wanted, wanted), acts=not args.dry_run)]
+    if args.dry_run:
+        for change in changes:
+            show(f"{change.action} {change.path}")
+    counts = Counter(change.action for change in changes)
     done = f"{counts['create']} created, {counts['replace']} replaced"
     if counts["replace"] and not args.dry_run:
         done += f" and kept in {place.kept}"

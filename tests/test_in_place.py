@@ -324,6 +324,18 @@ def test_a_single_file_as_the_source(btw: Btw, dst: Path, tmp_path: Path, back_u
     assert (live.stat().st_mode, live.stat().st_uid) == (before.st_mode, before.st_uid)
 
 
+@as_root
+def test_what_cannot_be_replaced_is_not_kept(btw: Btw, live: Path, dst: Path, tmp_path: Path) -> None:
+    """A mount point has its name until it is unmounted."""
+    other = tmp_path / "other"
+    other.write_text("mounted\n")
+    with mounted("--bind", other, live / "docs" / "notes"):
+        result = btw("fs-restore", "--in-place", dst, live)
+        assert result.status == 1 and f"{live}/docs/notes: " in result.err
+        assert kept(live) == {}
+    assert (live / "docs" / "notes").read_text() == "buy milk\n" and not (live / ASIDE).exists()
+
+
 def test_another_restore_at_work(btw: Btw, live: Path, dst: Path) -> None:
     (live / "docs" / "letter").unlink()
     (live / ASIDE).mkdir(mode=0o700)
@@ -389,6 +401,16 @@ def test_to_stdout(btw: Btw, back_up: BackUp, dst: Path, tmp_path: Path, name: s
 def test_to_stdout_what_is_no_file(btw: Btw, live: Path, dst: Path, path: str, text: str) -> None:
     result = btw("fs-restore", "--to-stdout", dst, path)
     assert (result.status, result.out) == (1, "") and text in result.err
+
+
+def test_a_dry_run_into_a_closed_pipe(btw: Btw, live: Path, dst: Path) -> None:
+    (live / "docs" / "letter").unlink()
+    command = [sys.executable, "-m", PROG, "fs-restore", "--in-place", "--dry-run", str(dst), str(live)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as pipe:
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 # What makes no sense

@@ -147,12 +147,20 @@ class InPlace:
 
     def _exchange(self, level: _Level, name: str) -> None:
         """Put an entry in the place of another, which is kept."""
-        with self.target.below([self.kept, *level.path.split("/")[:-1]], make=True) as kept:
+        with (
+            self.target.below([self.kept, *level.path.split("/")[:-1]], make=True) as kept,
+            uninterrupted(),
+        ):
             level.staged.rename(name, kept)
-            if not kept.exchange(name, level.target):  # then the name is missing for a moment
+            try:
+                if kept.exchange(name, level.target):
+                    return
+            except OSError:
                 kept.rename(name, level.staged)
-                level.target.rename(name, kept)
-                level.staged.publish(name, level.target)
+                raise
+            kept.rename(name, level.staged)
+            level.target.rename(name, kept)  # for a moment nothing has the name
+            level.staged.publish(name, level.target)
 
 
 def _same_links(staged: Directory, target: Directory) -> set[int]:
