@@ -1,5 +1,6 @@
 """A point compared with the tree as it is now."""
 
+import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -14,6 +15,8 @@ from .system.directories import Directory
 from .walk import Tree, path_of, walk
 
 _DIRECTORY = b"5"
+# How often something may vanish.
+_TRIES = 1000
 
 Progress = Callable[[int | None], AbstractContextManager[Callable[[int], None]]]
 
@@ -63,11 +66,25 @@ def _stored(content: Content) -> Iterator[tuple[bytes, _Item]]:
 
 def _found(directory: str) -> Iterator[tuple[bytes, _Item]]:
     tree = Tree.of(Source(directory, "", (), (), one_file_system=False))
-    for order, inode, _ in walk(tree):
+    for order, inode in _walked(tree):
         path = path_of(order)
         owner = inode.st_uid, inode.st_gid
         about = _Item(inode.st_size, stat.S_IMODE(inode.st_mode), owner, inode.st_mtime_ns)
         yield (b"./" + path if path else b"."), about
+
+
+def _walked(tree: Tree) -> Iterator[tuple[bytes, os.stat_result]]:
+    """Walk a tree in which files may vanish meanwhile."""
+    start = b""
+    for left in reversed(range(_TRIES)):
+        try:
+            for order, inode, _ in walk(tree, start):
+                yield order, inode
+                start = order + b"\0"  # what comes next
+            return
+        except FileNotFoundError:
+            if not left:
+                raise
 
 
 def _aspects(told: Mapping[bytes, set[Aspect]], name: bytes, old: _Item, new: _Item) -> set[Aspect]:
@@ -76,7 +93,7 @@ def _aspects(told: Mapping[bytes, set[Aspect]], name: bytes, old: _Item, new: _I
     Then it is what is told of the first name or, if that has become another file, what times and modes tell.
     """
     aspects = told.get(name, set())
-    if not old.link:
+    if not old.link or Aspect.TYPE in aspects:
         return aspects
     if Aspect.LINK not in aspects and old.link in told:
         return told[old.link]

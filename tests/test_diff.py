@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 from itertools import combinations
 from pathlib import Path
@@ -157,6 +158,33 @@ def test_against_a_tree(history: History, point: int) -> None:
     tree = history.trees[3]
     result = history.btw("diff", "--json", "--against", tree, history.dst, history.points[point])
     assert changes(result) == expected(history.trees[point], tree, with_attributes=False)
+
+
+def test_against_a_tree_in_which_a_directory_is_a_file_now(history: History, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    subprocess.run(["cp", "-a", history.trees[3], tree], check=True)
+    directory = next(path for path in sorted(tree.iterdir()) if path.is_dir() and any(path.iterdir()))
+    inside = {str(path.relative_to(tree)) for path in directory.rglob("*")}
+    shutil.rmtree(directory)
+    directory.write_text("a file now\n")
+    found = changes(history.btw("diff", "--json", "--against", tree, history.dst, history.points[3]))
+    assert found[directory.name] == "T"
+    assert {path for path, change in found.items() if change == "-"} == inside
+
+
+def test_against_a_tree_in_which_files_come_and_go(history: History, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    subprocess.run(["cp", "-a", history.trees[3], tree], check=True)
+    busy = subprocess.Popen(
+        ["sh", "-c", "mkdir many; cd many; while :; do touch 1 2 3 4; rm 1 2 3 4; done"], cwd=tree
+    )
+    try:
+        for _ in range(3):
+            result = history.btw("diff", "--against", tree, history.dst, history.points[3])
+            assert (result.status, result.err) == (0, "")
+    finally:
+        busy.kill()
+        busy.wait()
 
 
 def test_lines_and_the_summary(history: History) -> None:

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, cached_property
 from typing import NamedTuple, Self
 
 from ..archive import headers
@@ -78,9 +78,15 @@ class _Side:
         assert member is not None
         return member
 
-    def find(self, name: bytes) -> _Item | None:
-        """The member of this name."""
-        return next((item.kept() for other, item in self.items(()) if other == name), None)
+    @cached_property
+    def first_names(self) -> dict[bytes, _Item]:
+        """The members that are the first names of hard-linked files, by their names."""
+        links = {
+            item.member.link
+            for _, item in self.items(())
+            if item.member is not None and item.member.kind == headers.HARD_LINK
+        }
+        return {name: item.kept() for name, item in self.items(()) if name in links}
 
     def content(self, number: int) -> delta.Content:
         """What a stretch holds."""
@@ -109,8 +115,6 @@ class _Comparison:
     def __init__(self, old: _Side, new: _Side) -> None:
         self._old = old
         self._new = new
-        self._find_old = cache(old.find)
-        self._find_new = cache(new.find)
         self._identity = cache(_identity)
 
     def compare(self, name: bytes, before: _Item | None, after: _Item | None) -> Difference | None:
@@ -130,8 +134,8 @@ class _Comparison:
     def _same_data(self, before: _Item, old: Member, after: _Item, new: Member) -> bool:
         """Whether two files have the same content, also if that is stored under another name."""
         if headers.HARD_LINK in (old.kind, new.kind):
-            first = self._find_old(old.link) if old.kind == headers.HARD_LINK else before
-            second = self._find_new(new.link) if new.kind == headers.HARD_LINK else after
+            first = self._old.first_names.get(old.link) if old.kind == headers.HARD_LINK else before
+            second = self._new.first_names.get(new.link) if new.kind == headers.HARD_LINK else after
             if first is None or second is None:
                 return False
             before, old, after, new = first, self._old.member(first), second, self._new.member(second)
