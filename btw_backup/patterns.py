@@ -38,9 +38,11 @@ def _components(pattern: str, flags: int) -> list[re.Pattern[str] | None]:
 
 
 def _matches(pattern: Sequence[re.Pattern[str] | None], words: Sequence[str]) -> bool:
-    if not pattern:
-        return not words
-    first = pattern[0]
-    if first is None:
-        return any(_matches(pattern[1:], words[start:]) for start in range(len(words) + 1))
-    return bool(words) and first.match(words[0]) is not None and _matches(pattern[1:], words[1:])
+    # How many of the words what has been looked at of the pattern may stand for.
+    places = {0}
+    for component in pattern:
+        if component is None:
+            places = set(range(min(places, default=len(words) + 1), len(words) + 1))
+        else:
+            places = {place + 1 for place in places if place < len(words) and component.match(words[place])}
+    return len(words) in places

@@ -213,6 +213,25 @@ def test_a_doctored_pax_header(record: bytes) -> None:
         assert [member.name for member in members(lambda at, length: data[at : at + length])] == [b"./file"]
 
 
+def test_pax_headers_that_together_are_too_large() -> None:
+    """Each may be as large as any that is real."""
+    header = tarfile.TarInfo("./PaxHeaders/file")
+    header.type, header.size = tarfile.XHDTYPE, 200 << 20
+    before, most = header.tobuf(tarfile.USTAR_FORMAT), 0
+
+    def read(at: int, length: int) -> bytes:
+        nonlocal most
+        most = max(most, length)
+        data = bytearray(length)
+        for position in range(-at % (header.size + 512), length, header.size + 512):
+            data[position : position + 512] = before
+        return bytes(data)
+
+    with pytest.raises(Error, match="not an archive"):
+        next(members(read))
+    assert most < 300 << 20
+
+
 def test_a_size_that_only_a_pax_header_tells(tmp_path: Path) -> None:
     """A member of more than 8 GiB, all of which is a hole here."""
     source = tmp_path / "source"

@@ -156,7 +156,7 @@ def member_at(read: Read, start: int) -> Member | None:
             break
         after = position + BLOCK - (-size // BLOCK) * BLOCK
         if len(block) < after + BLOCK:
-            headers.checked_extension(size)
+            headers.checked_extension(after)
             block = read(start, after + _AHEAD)
         extension += _records(kind, block[position + BLOCK : position + BLOCK + size])
         position = after

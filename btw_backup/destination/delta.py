@@ -24,7 +24,7 @@ _LITERAL = 0x41  # four of them: the length takes 1, 2, 4 or 8 bytes
 _COPY = 0x45  # sixteen: start and length likewise
 _RESERVED = 0x55
 # rdiff-backup's blocks grow with the square root of the size: no file has this many.
-_MOST_PIECES = 1 << 21
+MOST_PIECES = 1 << 21
 _SLACK = 1 << 20
 
 
@@ -166,7 +166,7 @@ def _followed(delta: Piece, newer: Content, size: int) -> list[Piece]:
         if _number(commands, 4) != _MAGIC:
             raise Damaged("it is not a delta")
         while (command := _number(commands, 1)) != _END:
-            if command >= _RESERVED or len(pieces) > _MOST_PIECES or size < 0:
+            if command >= _RESERVED or len(pieces) > MOST_PIECES or size < 0:
                 raise Damaged("it is not a delta of this file")
             if command >= _COPY:
                 start = _number(commands, 1 << ((command - _COPY) >> 2))

@@ -135,6 +135,7 @@ class _Chain:
         """Yield the parts at each point, the newest first."""
         scratch = delta.Scratch(self._files)
         parts = {file.name: _Part(file.key, file.content(self._files)) for file in self._newest}
+        pieces = len(parts)
         for stamp in reversed(self._stamps):
             ways = self._ways.get(stamp, {})
             known = self._metadata.files(stamp, self._mirrors) if ways else {}
@@ -144,4 +145,7 @@ class _Chain:
                     content = points.older(self._metadata, name, newer and newer.content, way, scratch)
                     if content is not None:
                         parts[name] = _Part(known[name], content)
+                        pieces += len(content.pieces) - (len(newer.content.pieces) if newer else 0)
+                if pieces > delta.MOST_PIECES:  # made by somebody who wants us to use up the memory
+                    raise Error(f"{name} is damaged: it is made of too many pieces")
             yield stamp, [parts[name] for name in sorted(parts)]

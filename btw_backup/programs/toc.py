@@ -1,6 +1,7 @@
 """The table of contents of a dump in custom format: what it holds, and what belongs to a table."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import BinaryIO, NamedTuple
 
@@ -13,6 +14,8 @@ _ACCESS_METHOD, _RELATION_KIND = 14, 16
 _NEWEST_VERSION = 16
 # More than any name or DROP statement has, in bytes.
 _LONGEST = 1 << 20
+
+_NUMBER = re.compile(r"[0-9]{1,10}")
 
 # What --table can name.
 RELATIONS = frozenset(["TABLE", "VIEW", "MATERIALIZED VIEW", "FOREIGN TABLE", "SEQUENCE"])
@@ -115,7 +118,7 @@ def _entry(fields: _Fields, start: dumps.ContentsStart) -> Entry:
     if start.version >= _RELATION_KIND:
         fields.number()
     fields.skip_texts(2)  # the owner, and whether rows have OIDs
-    needs = frozenset(int(each) for each in fields.texts() if each.isascii() and each.isdigit())
+    needs = frozenset(int(each) for each in fields.texts() if _NUMBER.fullmatch(each))
     fields.skip(1 + start.offset_size)
     return Entry(number, kind, schema, name, drop, needs)
 
