@@ -132,10 +132,10 @@ def _to_stdout(content: Content, members: Mapping[str, str], args: argparse.Name
 def _unpack(content: Content, top: Directory, members: list[str], messages: Messages) -> list[str]:
     """Unpack into a directory. Returns the members that the archive lacks."""
     selection = content.select(members)
-    extra = selection.extra if selection else set()
+    extra, above = (selection.extra, selection.above) if selection else (set(), [])
     with (
         messages.progress(content.size(selection)) as advance,
-        unpacking(top, [*members, *extra]) as unpacked,
+        unpacking(top, [*members, *extra], above) as unpacked,
     ):
         content.write_to(unpacked.write, advance, selection)
     for name in extra:

@@ -7,14 +7,13 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple, Self
 
 from .archive.differences import ATTRIBUTES, CONTENT, GONE, NEW, TYPE, Difference, pairs
-from .archive.headers import HARD_LINK
+from .archive.headers import DIRECTORY, HARD_LINK
 from .destination.contents import Content
 from .errors import prefixing_errors
 from .programs.tar import Aspect, Source, comparing
 from .system.directories import Directory
 from .walk import Tree, path_of, walk
 
-_DIRECTORY = b"5"
 # How often something may vanish.
 _TRIES = 1000
 
@@ -61,7 +60,7 @@ def _stored(content: Content) -> Iterator[tuple[bytes, _Item]]:
     for member in content.members():
         link = member.link if member.kind == HARD_LINK else b""
         about = member.size, member.mode, member.owner, member.modified
-        yield member.name, _Item(*about, is_directory=member.kind == _DIRECTORY, link=link)
+        yield member.name, _Item(*about, is_directory=member.kind == DIRECTORY, link=link)
 
 
 def _found(directory: str) -> Iterator[tuple[bytes, _Item]]:

@@ -23,7 +23,8 @@ from btw_backup.destination.reader import Destination
 from .faults.tracing import CHANGING, parse_trace, tracing
 from .helpers import trees
 from .helpers.destinations import add_tarball, mounted
-from .helpers.running import Btw, Result, break_bubblewrap
+from .helpers.running import Btw, Result, break_bubblewrap, replacing
+from .helpers.small_parts import REPLACED
 
 PROG = "btw_backup"
 MARKER = ".btw-backup-restore-incomplete"
@@ -324,6 +325,44 @@ def test_paths(btw: Btw, odd: Path, dst: Path, target: Path, paths: list[str], e
     add_plain(odd, dst)
     assert btw("fs-restore", dst, target, *paths) == SILENCE
     assert texts(target) == {name: (odd / name).read_text() for name in expected}
+
+
+@as_root
+@pytest.mark.parametrize("kind", ["rdiff", "parts", "gzip"])
+def test_the_directories_above_a_path(
+    btw: Btw, backup: Backup, config_dir: Path, tmp_path: Path, dst: Path, target: Path, kind: str
+) -> None:
+    """They are what they were, and without anything else."""
+    source = tmp_path / "source"
+    for number in range(40):
+        path = source / f"{number:02}" / "inner" / "deep" / "file"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(os.urandom(2000))
+    for path in (source / "20", source / "20" / "inner", source / "20" / "inner" / "deep"):
+        path.chmod(0o751)
+        os.chown(path, 12345, 54321)
+        os.utime(path, (1, 10**9))
+    (source / "20" / "beside").write_text("not asked for\n")
+    os.utime(source / "20", (1, 10**9))
+    if kind == "parts":
+        run = replacing(config_dir, REPLACED)
+        (config_dir / "test.0123" / "backup").mkdir(parents=True)
+        (config_dir / "test.0123" / "src").symlink_to(source)
+        (config_dir / "test.0123" / "config.py").write_text("TYPE = 'rdiff'\n")
+        assert run("fs", source, dst) == SILENCE
+        assert len([*dst.glob("*/backup.tar*")]) > 5
+    else:
+        run = btw
+        backup(source, kind)
+    assert run("fs-restore", dst, target, "20/inner/deep/file") == SILENCE
+    found = {str(path.relative_to(target)): path.lstat() for path in target.rglob("*")}
+    assert found.keys() == {"20", "20/inner", "20/inner/deep", "20/inner/deep/file"}
+    for name, inode in found.items():
+        was = (source / name).lstat()
+        assert (inode.st_mode, inode.st_uid, inode.st_gid) == (was.st_mode, was.st_uid, was.st_gid), name
+        assert int(inode.st_mtime) == int(was.st_mtime), name
+    assert run("fs-restore", dst, tmp_path / "other", "20/inner/none").status == 1
+    assert not [*(tmp_path / "other").glob("2*")]
 
 
 def test_the_source_itself_as_a_path(btw: Btw, backup: Backup, odd: Path, dst: Path, target: Path) -> None:

@@ -12,7 +12,6 @@ CONTENT = "M"
 ATTRIBUTES = "U"
 TYPE = "T"
 
-_DIRECTORY = b"5"
 # A file is one whether or not it has another name before it in the archive, or holes.
 _FILES = (b"0", b"\0", b"7", b"S", headers.HARD_LINK)
 
@@ -84,7 +83,7 @@ def change(old: Member, new: Member, same_data: Callable[[], bool]) -> str:
         return found
     if (old.mode, old.owner, old.attributes()) != (new.mode, new.owner, new.attributes()):
         return found + ATTRIBUTES
-    if not found and old.modified != new.modified and new.kind != _DIRECTORY:
+    if not found and old.modified != new.modified and new.kind != headers.DIRECTORY:
         return ATTRIBUTES
     return found
 

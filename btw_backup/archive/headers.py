@@ -20,6 +20,7 @@ _RECORD = re.compile(rb"(\d{1,10}) ([^=]+)=")
 _LONGEST_EXTENSION = 1 << 28
 EXTENSIONS: Final = (b"x", b"g")
 HARD_LINK: Final = b"1"
+DIRECTORY: Final = b"5"
 NONE: Final = "this is not an archive of GNU tar's format posix"
 
 

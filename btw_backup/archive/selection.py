@@ -28,14 +28,19 @@ def stretches(sizes: Sequence[int]) -> list[range]:
 
 
 class Selection(NamedTuple):
-    """Ranges of an archive, in bytes; what is to be unpacked of them, besides what was asked for."""
+    """What must be unpacked of an archive to get some members: ranges, in bytes; none means everything.
+
+    ``extra``: the first names of hard-linked files, besides what was asked for. ``above``: the directories
+    above that, without what else is in them.
+    """
 
     ranges: list[Range]
     extra: set[str]
+    above: list[str]
 
 
 def select(read: Read, sizes: Sequence[int], wanted: Sequence[str]) -> Selection:
-    """Find where members, and what is below them, are; and the files to which hard links among them lead.
+    """Find where members, and what is below them, are; and what must be unpacked besides.
 
     ``sizes`` are those of the archive's parts, in bytes. An archive holds the content of a hard-linked file
     under the first of its names only. Raises Error if the archive is damaged, or leads out of the directory
@@ -46,22 +51,36 @@ def select(read: Read, sizes: Sequence[int], wanted: Sequence[str]) -> Selection
     found = parts.find(names)
     links = _others([member.link for member in found if member.link], names)
     first = [member for member in parts.find(links) if member.name in links]
+    directories = [*filter(None, map(parts.directory, _above(names, {member.name for member in found})))]
     ranges: list[Range] = []
-    for member in sorted({*found, *first}, key=lambda member: member.start):
+    for member in sorted({*found, *first, *directories}, key=lambda member: member.start):
         _add(ranges, member)
-    return Selection(ranges, set(map(os.fsdecode, links)))
+    above = [os.fsdecode(member.name) for member in directories]
+    return Selection(ranges, set(map(os.fsdecode, links)), above)
 
 
-def first_names(archive: Iterable[Member], wanted: Sequence[str]) -> set[str]:
-    """The first names of the hard-linked files among the wanted members, where these are others.
-
-    Raises Error if one leads out of the directory that the archive is unpacked in.
-    """
+def select_of_whole(archive: Iterable[Member], wanted: Sequence[str]) -> Selection:
+    """Do the same with an archive that is unpacked from its start."""
     names = [os.fsencode(name) for name in wanted]
-    links = {
-        member.link for member in archive if member.kind == headers.HARD_LINK and is_among(member.name, names)
-    }
-    return set(map(os.fsdecode, _others(links, names)))
+    found, links, directories = set(), set(), []
+    possible = {*_above(names, names)}
+    for member in archive:
+        if is_among(member.name, names):
+            found.add(member.name)
+            if member.kind == headers.HARD_LINK:
+                links.add(member.link)
+        elif member.kind == headers.DIRECTORY and member.name in possible:
+            directories.append(member.name)
+    needed = {*_above(names, found)}
+    above = [os.fsdecode(name) for name in directories if name in needed]
+    return Selection([], set(map(os.fsdecode, _others(links, names))), above)
+
+
+def _above(names: Sequence[bytes], found: Collection[bytes]) -> list[bytes]:
+    """The directories above those names that were found, but for those that are asked for themselves."""
+    there = [name.split(b"/") for name in names if name in found]
+    above = {b"/".join(words[:depth]) for words in there for depth in range(2, len(words))}
+    return sorted(name for name in above if not is_among(name, names))
 
 
 def _others(links: Iterable[bytes], names: Sequence[bytes]) -> set[bytes]:
@@ -107,6 +126,17 @@ class _Parts:
         last = bisect_left(self._begins, order + b"\1", key=self._order)
         end = self._begins[last] if last < len(self._begins) else self._end
         return self._among(self._begins[max(first, 0)], end, [name])
+
+    def directory(self, name: bytes) -> _Found | None:
+        """The member of this name alone, if that is a directory."""
+        order = name.removeprefix(b"./").replace(b"/", b"\0")
+        first = bisect_right(self._begins, order, key=self._order) - 1
+        for found in members(self._read, self._begins[max(first, 0)], self._end):
+            if found.name == name and found.kind == headers.DIRECTORY:
+                return _Found(name, b"", found.start, found.end)
+            if found.name.removeprefix(b"./").replace(b"/", b"\0") > order:
+                break
+        return None
 
     def _among(self, start: int, end: int, names: Sequence[bytes]) -> list[_Found]:
         return [

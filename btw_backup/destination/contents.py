@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ..archive import headers
 from ..archive.members import Member, members
-from ..archive.selection import Selection, first_names, select, stretches
+from ..archive.selection import Selection, select, select_of_whole, stretches
 from ..archive.stream import Forward
 from ..errors import Error, prefixing_errors
 from ..programs import compressors
@@ -126,7 +126,7 @@ class Content:
         if not wanted:
             return None
         if len(self.files) == 1:
-            return Selection([], first_names(self.members(), wanted))
+            return select_of_whole(self.members(), wanted)
         try:
             with _Reader(self.files) as reader:
                 return select(reader.read, [file.size for file in self.files], wanted)

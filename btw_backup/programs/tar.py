@@ -91,11 +91,15 @@ class Unpacking:
 
 
 @contextmanager
-def unpacking(target: Directory, members: Sequence[str]) -> Iterator[Unpacking]:
-    """Unpack what is written into the open directory: everything, or those members and what is below."""
+def unpacking(target: Directory, members: Sequence[str], above: Sequence[str] = ()) -> Iterator[Unpacking]:
+    """Unpack what is written into the open directory: everything, or those members and what is below.
+
+    ``above`` are members to unpack without what is below; their names begin with ``./``.
+    """
     argv = ["tar", "--extract", *_READING, "--preserve-permissions", "--numeric-owner"]
     argv += ["--acls", "--xattrs", "--xattrs-include=*", "--quoting-style=escape"]
-    argv += ["--anchored", "--no-wildcards", "--no-unquote", "--", *members]
+    argv += ["--anchored", "--no-wildcards", "--no-unquote"]
+    argv += ["--no-recursion", *above, "--recursion", "--", *members]
     confined = Confinement([target], UNPACKING)
     with process.Program(argv, stdin=process.PIPE, cwd=target, confined=confined) as program:
         process.widen(program.stdin)
