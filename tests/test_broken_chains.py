@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from .faults.tracing import CHANGING, parse_trace, tracing
-from .helpers.destinations import extracted, listed, restored, tree, visible
+from .helpers.destinations import backups, extracted, listed, restored, tree
 from .helpers.running import Btw
 
 NO_MORE = "cannot add to the chain"
@@ -17,7 +17,7 @@ NO_MORE = "cannot add to the chain"
 
 def started_anew(btw: Btw, source: Path, dst: Path, tmp_path: Path) -> None:
     """Check that the next backup starts a chain and warns once, and the old chain stays as it is."""
-    before, old = listed(btw, dst), visible(dst)
+    before, old = listed(btw, dst), backups(dst)
     assert not any("1969" in line or "1970" in line for line in before)
     result = btw("fs", source, dst)
     assert result.status == 0, result
@@ -27,7 +27,7 @@ def started_anew(btw: Btw, source: Path, dst: Path, tmp_path: Path) -> None:
     assert log.count(NO_MORE) == 1
     after = listed(btw, dst)
     assert after[:-1] == before
-    assert {name: data for name, data in visible(dst).items() if name in old and name != "log.txt"} == old
+    assert {name: data for name, data in backups(dst).items() if name in old} == old
     assert extracted(dst, after[-1], tmp_path / "new") == tree(source)
     (source / "file").write_text("state 3\n")
     assert btw("fs", source, dst) == (0, "", "")
@@ -77,7 +77,7 @@ def test_rdiff_backup_was_killed_in_the_chain(
         assert not any("1969" in line for line in now)
         points = [before[0], *(line[1:] for line in before[1:])]
         markers = len(list(copy.glob("*/rdiff-backup-data/current_mirror.*")))
-        old = visible(copy)
+        old = backups(copy)
         result = btw("fs", initialised, copy)
         assert result.status == 0, (call, result)
         after = listed(btw, copy)
@@ -86,9 +86,7 @@ def test_rdiff_backup_was_killed_in_the_chain(
             interrupted += 1
             assert NO_MORE in result.err
             assert NO_MORE in (copy / "log.txt").read_text()
-            assert {name: visible(copy)[name] for name in old if name != "log.txt"} == {
-                name: data for name, data in old.items() if name != "log.txt"
-            }
+            assert {name: data for name, data in backups(copy).items() if name in old} == old
         else:
             for number, at in enumerate(points):
                 found = restored(copy / before[0], at, tmp_path / f"{call.number}-{call.name}-{number}")

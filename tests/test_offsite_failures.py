@@ -832,7 +832,7 @@ def test_a_fresh_machine(btw: Btw, store: S3, config_dir: Path, src: Path, dst: 
     argv += [tmp_path / "result", *(f"{name}={value}" for name, value in store.env.items())]
     done = subprocess.run(argv, capture_output=True, text=True, cwd="/")
     assert (done.returncode, done.stderr) == (0, ""), done
-    assert f"{os.uname().nodename}:{dst}\n" in done.stdout
+    assert f"{os.uname().nodename}:{dst} ({src})\n" in done.stdout
     check_same(lost / "src", tmp_path / "result" / "restored")
     check_same(lost / "dst", tmp_path / "result" / "fetched", ".btw-backup")
     trees.assert_same(lost / "src", tmp_path / "result" / "restored")

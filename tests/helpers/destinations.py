@@ -13,6 +13,8 @@ from .running import Btw
 BASE = 1_795_385_777  # 2026-11-22T22:16:17Z
 # What may be in a destination's private directory while nothing runs.
 AT_REST = {"lock", "newest", "sent", "success"}
+# What is beside the backups.
+NOTES = {"log.txt", "source.txt", "RESTORE.txt"}
 
 
 def rdiff_backup(chain: Path, source: Path, at: int, zone: str = "UTC", content: str | None = None) -> None:
@@ -50,6 +52,11 @@ def tree(top: Path) -> dict[str, bytes]:
 def visible(dst: Path) -> dict[str, bytes]:
     """Map every file of a destination outside the private directory to its content."""
     return {name: data for name, data in tree(dst).items() if not name.startswith(".btw-backup")}
+
+
+def backups(dst: Path) -> dict[str, bytes]:
+    """Map every file of the backups themselves to its content: what is noted beside them may change."""
+    return {name: data for name, data in visible(dst).items() if name not in NOTES}
 
 
 def listed(btw: Btw, dst: Path) -> list[str]:
