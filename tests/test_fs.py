@@ -495,7 +495,8 @@ class TestOwnership:
         (src / "file").write_text("changed\n")
         assert btw("fs", "-u", "12345", src, dst) == DONE
         old, new = backups(dst)
-        notes = {"log.txt": (0, 0), "source.txt": (0, 0), "RESTORE.txt": (12345, 0)}  # this is written anew
+        # What is noted of the backups is written anew.
+        notes = {"log.txt": (0, 0), "source.txt": (12345, 0), "RESTORE.txt": (12345, 0)}
         assert self.owners(dst) == {old: (0, 0), new: (12345, 0), **notes}
 
     @pytest.mark.parametrize(

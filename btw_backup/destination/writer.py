@@ -116,7 +116,10 @@ class LockedDestination(Destination):
     def keep(self, name: str, content: bytes) -> None:
         """Have a small file of ours hold this. If that fails, the backup still counts: warn instead."""
         with suppress(OSError, Error), self.directory.file(name) as fd:
-            if os.read(fd, len(content) + 1) == content:
+            found = os.fstat(fd)
+            uid, gid = self.owner
+            is_theirs = uid in (-1, found.st_uid) and gid in (-1, found.st_gid)
+            if is_theirs and os.read(fd, len(content) + 1) == content:
                 return
         try:
             with self.scratch.create(name) as fd:
