@@ -160,6 +160,21 @@ def test_a_full_backup_shares_what_is_the_same(
     assert len(chains(dst)) == 1
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("count", [0, 10])
+def test_another_owner_shares_nothing(
+    small: Btw, configure: Callable[..., None], src: Path, dst: Path, count: int
+) -> None:
+    """The older chain stays its owner's, even if the run is killed."""
+    configure(MAX_INCREMENTAL_COUNT=count)
+    for uid in (12345, 23456, 23456):
+        fill(src / "many" / "070", uid)
+        assert small("fs", "-u", str(uid), src, dst) == DONE
+        owners = [{path.lstat().st_uid for path in [chain, *chain.rglob("*")]} for chain in chains(dst)]
+        assert owners == ([{12345}, {23456}, {23456}] if count == 0 else [{uid}])[: len(owners)]
+    assert small("verify", dst) == DONE
+
+
 def test_nothing_is_shared_if_that_is_not_wanted(
     small: Btw, configure: Callable[..., None], src: Path, dst: Path, tmp_path: Path
 ) -> None:

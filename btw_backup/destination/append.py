@@ -151,7 +151,9 @@ class NewPoint:
         if self._copied is not None:
             copied = self._running.enter_context(destination.directory.open(self._copied.name))
         return self._running.enter_context(
-            working_chain(self._stage, destination.scratch, self._name(), self._at, copied)
+            working_chain(
+                self._stage, destination.scratch, self._name(), self._at, copied, destination.owner
+            )
         )
 
     def _name(self) -> str:

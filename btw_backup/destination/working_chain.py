@@ -12,6 +12,7 @@ from ..errors import Error
 from ..programs import process, rdiff_backup
 from ..system.directories import Directory
 from ..system.files import BLOCK, same_content
+from ..system.ownership import Owner
 from ..system.trees import Linked, link_tree
 from . import allowlist, chain, points
 from .chain import Unusable
@@ -145,19 +146,29 @@ def _is_whole(increment: IO[bytes]) -> bool:
 
 @contextmanager
 def working_chain(
-    stage: Directory, private: Directory, chain_name: str, time: datetime, copied: Directory | None
+    stage: Directory,
+    private: Directory,
+    chain_name: str,
+    time: datetime,
+    copied: Directory | None,
+    owner: Owner,
 ) -> Iterator[WorkingChain]:
     """Prepare a chain of that name in the private directory, and start rdiff-backup.
 
-    It is a copy of the chain ``copied``, or new if that is None; ``add`` adds what is in ``stage``. Raises
-    Error if the chain holds anything that does not belong in a chain, and Unusable if it is damaged.
+    It is a copy of the chain ``copied``, or new if that is None; ``add`` adds what is in ``stage``. What
+    ``owner`` does not own already is not shared with ``copied``, which stays as it is. Raises Error if the
+    chain holds anything that does not belong in a chain, and Unusable if it is damaged.
 
     At the end, whatever has the chain's name is removed: the caller has moved the chain away by then.
     """
+
+    def is_linkable(name: str, found: os.stat_result) -> bool:
+        return chain.is_linkable(name, found) and owner.owns(found)
+
     with private.temporary(chain_name) as made:
         linked = _NOTHING_LINKED
         if copied is not None:
-            linked = link_tree(copied, made, chain.is_linkable, left_out=chain.is_temporary, strict=True)
+            linked = link_tree(copied, made, is_linkable, left_out=chain.is_temporary, strict=True)
             allowlist.check(made)
         with rdiff_backup.backing_up(stage, private, chain_name, time) as back_up:
             yield WorkingChain(made, linked, back_up, stage, time)

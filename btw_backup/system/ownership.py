@@ -14,6 +14,10 @@ class Owner(NamedTuple):
     uid: int = -1
     gid: int = -1
 
+    def owns(self, found: os.stat_result) -> bool:
+        """Whether giving this owner a file of that status would change nothing."""
+        return self.uid in (-1, found.st_uid) and self.gid in (-1, found.st_gid)
+
 
 UNCHANGED = Owner()
 

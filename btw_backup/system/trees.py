@@ -165,7 +165,7 @@ class Finished(NamedTuple):
 def finish_tree(top: Directory, uid: int, gid: int, untouched: set[int]) -> Finished:
     """Give a finished tree to its owner (-1: unchanged) and write it to the disk.
 
-    Files whose inode number is in ``untouched`` are shared with another tree, and on the disk already.
+    Files whose inode number is in ``untouched`` are shared with another tree, and finished already.
     """
     total = own = 0
     for entry in top.names():
@@ -178,11 +178,6 @@ def finish_tree(top: Directory, uid: int, gid: int, untouched: set[int]) -> Fini
             continue
         total += found.st_size
         if found.st_ino in untouched:
-            if uid not in (-1, found.st_uid) or gid not in (-1, found.st_gid):
-                # Another owner was asked for last time: a tree's files must not have several.
-                with closed_at_end(top.open_file(entry)) as fd:
-                    os.fchown(fd, uid, gid)
-                    os.fsync(fd)
             continue
         own += found.st_size
         with closed_at_end(top.open_file(entry)) as fd:
