@@ -16,7 +16,7 @@ from .programs import postgres, toc
 from .programs.server import Server
 from .programs.tables import Tables
 from .system.files import closed_at_end, write_all
-from .times import format_moment
+from .times import shown_moment
 
 EXAMPLE = "btw-backup db-restore --create /var/backups/shop shop_restored"
 
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
                 _use_dump(content, args)
     if not args.list:
         what = args.output or args.db or "the globals"
-        args.messages.summary(f"restored {format_moment(chosen.point.time)} into {what}")
+        args.messages.summary(f"restored {shown_moment(chosen.point.time)} into {what}")
     return 0
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from .archive.members import Member
-from .times import format_moment
+from .times import shown_moment
 
 # tar's type flags: what they are called in JSON, and the type bits of a mode.
 _KINDS: Final = {
@@ -56,7 +56,7 @@ def facts(kind: bytes, mode: int, owner: tuple[int, int], size: int, modified: i
         "uid": owner[0],
         "gid": owner[1],
         "size": size,
-        "modified": f"@{seconds}" if time.startswith("@") else f"{time}.{fraction:09}Z",
+        "modified": f"@{seconds}" if time.startswith("@") else f"{time[:-1]}.{fraction:09}Z",
     }
 
 
@@ -70,7 +70,7 @@ def when(modified: int) -> str:
     """A time in nanoseconds as UTC; as seconds, after an ``@``, if no calendar has it."""
     seconds = modified // 10**9
     try:
-        return format_moment(_EPOCH + timedelta(seconds=seconds))
+        return shown_moment(_EPOCH + timedelta(seconds=seconds))
     except OverflowError:
         return f"@{seconds}"
 

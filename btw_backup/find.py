@@ -15,11 +15,11 @@ from .entries import facts, when
 from .errors import FAILED
 from .messages import Messages, show_json, size
 from .patterns import matcher
-from .times import earliest_moment, format_moment, latest_moment
+from .times import earliest_moment, latest_moment, shown_moment
 
 EXAMPLE = "btw-backup find --since 30d /var/backups/etc '*.conf' 'ssh/*key*'"
 
-_ROW = "{:<19}  {:<19}  {:>6}  {:>8}  {:<19}  {}"
+_ROW = "{:<20}  {:<20}  {:>6}  {:>8}  {:<20}  {}"
 _HEAD = ("from", "to", "points", "size", "modified", "path")
 
 
@@ -88,8 +88,8 @@ def _print(found: Iterator[Version], messages: Messages) -> int:
 
 def _line(version: Version) -> str:
     found = version.found
-    gone = f" (gone since {format_moment(version.gone)})" if version.gone else ""
-    first, last = format_moment(version.first), format_moment(version.last)
+    gone = f" (gone since {shown_moment(version.gone)})" if version.gone else ""
+    first, last = shown_moment(version.first), shown_moment(version.last)
     modified = when(found.modified)
     return _ROW.format(first, last, version.points, size(found.size), modified, found.path + gone)
 
@@ -98,9 +98,9 @@ def _object(version: Version) -> dict[str, Any]:
     found = version.found
     return {
         "path": found.path,
-        "first": f"{format_moment(version.first)}Z",
-        "last": f"{format_moment(version.last)}Z",
+        "first": shown_moment(version.first),
+        "last": shown_moment(version.last),
         "points": version.points,
-        "gone": f"{format_moment(version.gone)}Z" if version.gone else None,
+        "gone": shown_moment(version.gone) if version.gone else None,
         **facts(found.kind, found.mode, found.owner, found.size, found.modified),
     }

@@ -22,7 +22,7 @@ from .messages import Messages, show
 from .programs.tar import unpacking
 from .system.directories import Directory
 from .system.files import BLOCK, write_all
-from .times import format_moment
+from .times import shown_moment
 
 EXAMPLE = "btw-backup fs-restore --at 3d /var/backups/etc /root/etc-restored hosts"
 
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
             if not content.is_archive():
                 raise Error(f"{args.dst} holds backups of a database: use db-restore")
             restored = restore(content, members, args)
-    time = format_moment(chosen.point.time)
+    time = shown_moment(chosen.point.time)
     for member in restored.missing:
         args.messages.error(f"{members[member]} is not in the point {time}")
     args.messages.summary(f"{restored.what} {time} {restored.where}")

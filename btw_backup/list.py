@@ -1,7 +1,7 @@
 """``btw-backup list``: lists the backups in a destination."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -12,14 +12,14 @@ from .destination.catalog import listing
 from .destination.collection import Destinations
 from .destination.reader import Destination
 from .destination.sizes import Measured, measure
-from .errors import FAILED
+from .errors import FAILED, Usage
 from .messages import Messages, show, size
-from .times import age, format_moment
+from .times import age, local_moment, shown_moment
 
 EXAMPLE = "btw-backup list --long /var/backups/etc"
 
 _ROW = "{:<27} {:<11} {:>9} {:>9} {:>9}"
-_HEAD = ("backup", "kind", "stored", "restored", "age")
+_HEAD = ("point", "kind", "stored", "restored", "age")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,24 +31,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also prints the source, and the size and the age of each point",
     )
     form.add_argument("--json", action="store_true", help="prints the same for programs: an array of objects")
+    parser.add_argument("--local", action="store_true", help="with --long, prints local times instead of UTC")
     add_destinations(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.local and not args.long:
+        raise Usage("--local is for --long")
     destinations = Destinations.of(args.dst)
     now = datetime.now(UTC)
     if args.json:
         return _print_json(destinations, now, args.messages)
-    return destinations.each(args.messages, partial(_print_lines, args.long, now), headings=True)
+    form = partial(_long_lines, now, local_moment if args.local else shown_moment) if args.long else _lines
+    return destinations.each(args.messages, partial(_print_lines, form), headings=True)
 
 
-def _print_lines(long: bool, now: datetime, dst: str, messages: Messages) -> int:
+def _print_lines(form: Callable[[Destination], Iterable[str]], dst: str, messages: Messages) -> int:
     with Destination.open(dst) as destination:
-        if long and (source := binding.read(destination.directory)) is not None:
-            show(f"source: {source}")
-        for line in table(measure(destination.directory), now) if long else listing(destination.backups):
-            print(line)
+        for line in form(destination):
+            show(line)
         return _report_broken(destination, messages)
+
+
+def _lines(destination: Destination) -> list[str]:
+    return listing(destination.backups)
+
+
+def _long_lines(now: datetime, shown: Callable[[datetime], str], destination: Destination) -> Iterator[str]:
+    source = binding.read(destination.directory)
+    if source is not None:
+        yield f"source: {source}"
+    yield from table(measure(destination.directory), now, shown)
 
 
 def _print_json(destinations: Destinations, now: datetime, messages: Messages) -> int:
@@ -77,14 +90,19 @@ def _report_broken(destination: Destination, messages: Messages) -> int:
     return FAILED if destination.broken else 0
 
 
-def table(points: Sequence[Measured], now: datetime) -> list[str]:
-    """Return the lines of ``--long``: one that names the columns, and one for each point."""
+def table(
+    points: Sequence[Measured], now: datetime, shown: Callable[[datetime], str] = shown_moment
+) -> list[str]:
+    """Return the lines of ``--long``: one that names the columns, and one for each point.
+
+    Each begins with the point's time as ``shown``, that of an incremental after a space.
+    """
     rows = [_ROW.format(*_HEAD)] if points else []
     for point in points:
-        name = f" {format_moment(point.time)}" if point.kind == "incremental" else point.backup
+        time = " " * (point.kind == "incremental") + shown(point.time)
         restored = "?" if point.restored is None else size(point.restored)
         old = age((now - point.time).total_seconds())
-        rows.append(_ROW.format(name, point.kind, size(point.stored), restored, old))
+        rows.append(_ROW.format(time, point.kind, size(point.stored), restored, old))
     return rows
 
 
@@ -101,7 +119,7 @@ def objects(
             **naming,
             "source": source,
             "backup": point.backup,
-            "time": f"{format_moment(point.time)}Z",
+            "time": shown_moment(point.time),
             "kind": point.kind,
             "stored": point.stored,
             "restored": point.restored,

@@ -14,7 +14,7 @@ from .entries import as_object, long_line
 from .errors import FAILED, Error
 from .messages import show, show_json
 from .programs import dumps, postgres
-from .times import format_moment
+from .times import shown_moment
 
 EXAMPLE = "btw-backup ls -l /var/backups/etc ssh hosts"
 
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
             else:
                 _show_objects(content, args)
     for path in missing.values():
-        args.messages.error(f"{path} is not in the point {format_moment(chosen.point.time)}")
+        args.messages.error(f"{path} is not in the point {shown_moment(chosen.point.time)}")
     return FAILED if missing else 0
 
 

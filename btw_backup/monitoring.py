@@ -9,7 +9,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 from .messages import one_line, size
-from .times import age, format_moment
+from .times import age, shown_moment
 
 
 class State(IntEnum):
@@ -73,7 +73,7 @@ def judge(facts: Facts, now: datetime, max_age: timedelta | None) -> tuple[State
         return State.CRITICAL, f"no success within {age(max_age.total_seconds())}"
     copies = facts.copies or CopyFacts(None, None)
     if max_age is not None and copies.unsent is not None and now - copies.unsent > max_age:
-        return State.CRITICAL, f"no off-site copy since {format_moment(copies.unsent)}"
+        return State.CRITICAL, f"no off-site copy since {shown_moment(copies.unsent)}"
     if facts.interrupted:
         return State.WARNING, "the newest chain was interrupted"
     if facts.broken:
@@ -103,7 +103,7 @@ def line(report: Report, now: datetime, max_age: timedelta | None) -> str:
 
 def _words(facts: Facts, now: datetime) -> Iterator[str]:
     if facts.newest_time is not None and facts.success is not None:
-        yield f"newest point {format_moment(facts.newest_time)}"
+        yield f"newest point {shown_moment(facts.newest_time)}"
         seconds = (now - facts.success).total_seconds()
         yield f"last success {age(seconds)} ago" if seconds >= 0 else f"last success in {age(-seconds)}"
     if facts.copies is not None and facts.copies.copied is not None:
@@ -137,14 +137,14 @@ def as_object(report: Report, now: datetime) -> dict[str, Any]:
         "source": facts.source,
         "status": report.state.name,
         "problem": report.problem or None,
-        "newest": facts.newest_time and f"{format_moment(facts.newest_time)}Z",
-        "last_success": facts.success and f"{format_moment(facts.success)}Z",
+        "newest": facts.newest_time and shown_moment(facts.newest_time),
+        "last_success": facts.success and shown_moment(facts.success),
         "age": facts.success and _seconds(facts.success, now),
         "points": facts.points if known else None,
         "stored": facts.used if known else None,
-        "offsite_newest": copied and f"{format_moment(copied)}Z",
+        "offsite_newest": copied and shown_moment(copied),
         "offsite_age": copied and _seconds(copied, now),
-        "unsent_since": unsent and f"{format_moment(unsent)}Z",
+        "unsent_since": unsent and shown_moment(unsent),
     }
 
 

@@ -38,6 +38,16 @@ def format_moment(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S")
 
 
+def shown_moment(moment: datetime) -> str:
+    """The moment for people, in UTC: ``2026-11-22T22:16:17Z``."""
+    return format_moment(moment) + "Z"
+
+
+def local_moment(moment: datetime) -> str:
+    """The moment for people, in the local time zone: ``2026-11-22T23:16:17+01:00``."""
+    return moment.astimezone().isoformat(timespec="seconds")
+
+
 _PERIODS = {
     "%Y-%m-%d": timedelta(days=1),
     "%Y-%m-%dT%H": timedelta(hours=1),

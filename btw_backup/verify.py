@@ -20,7 +20,7 @@ from .messages import Messages
 from .programs import postgres
 from .programs.restic import Repository, Snapshot
 from .programs.tar import listing
-from .times import format_moment
+from .times import shown_moment
 
 # How many differences from an off-site copy are named.
 _SHOWN = 5
@@ -81,7 +81,7 @@ def _verify(args: argparse.Namespace, among_others: bool, dst: str, messages: Me
         passed: set[object] = set()
         points = [latest] if args.at or args.latest else destination.points()
         for chosen in points:
-            time = format_moment(chosen.point.time)
+            time = shown_moment(chosen.point.time)
             try:
                 with destination.opened(chosen) as content, messages.progress(content.size()) as advance:
                     _check(content, passed, advance)
@@ -120,7 +120,7 @@ def _compare(repository: Repository, snapshots: Sequence[Snapshot], dst: str, me
         if len(differences) > _SHOWN:
             shown.append(f"… and {len(differences) - _SHOWN} more")
         raise Error(*shown, f"the newest off-site copy differs from {dst}: send it with sync")
-    messages.summary(f"{dst}: the off-site copy of {format_moment(own[-1].snapshot.time)} is ok")
+    messages.summary(f"{dst}: the off-site copy of {shown_moment(own[-1].snapshot.time)} is ok")
     return 0
 
 

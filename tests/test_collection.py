@@ -98,8 +98,8 @@ def test_verify(btw: Btw, top: Path) -> None:
     os.truncate(top / "a wiki" / f"{TIMES[0]}.tbz", 50)
     result = btw("-v", "verify", top)
     assert result.status == 1
-    assert any(line.startswith(f"{PROG}: {top}/a wiki: {TIMES[0]}: ") for line in result.err.splitlines())
-    assert result.err.splitlines()[-2:] == [f"{PROG}: {top}/shop: {time}: ok" for time in TIMES]
+    assert any(line.startswith(f"{PROG}: {top}/a wiki: {TIMES[0]}Z: ") for line in result.err.splitlines())
+    assert result.err.splitlines()[-2:] == [f"{PROG}: {top}/shop: {time}Z: ok" for time in TIMES]
 
 
 def test_one_that_fails_does_not_keep_the_others(btw: Btw, top: Path) -> None:

@@ -164,8 +164,8 @@ def test_a_line_for_each_version(history: History) -> None:
     head, *lines = result.out.splitlines()
     assert head.split() == ["from", "to", "points", "size", "modified", "path"]
     time, after = history.points[3:5]
-    assert [line for line in lines if line.endswith(f"4/only 3.txt (gone since {after})")] == [lines[0]]
-    assert lines[0].split()[:5] == [time, time, "1", "4", "B"]
+    assert [line for line in lines if line.endswith(f"4/only 3.txt (gone since {after}Z)")] == [lines[0]]
+    assert lines[0].split()[:5] == [f"{time}Z", f"{time}Z", "1", "4", "B"]
     assert len(lines) == 3 and "\x1b" not in result.out
     assert history.btw("find", history.dst, "nothing") == Result(1, "", "")
     assert json.loads(history.btw("find", "--json", history.dst, "nothing").out) == []

@@ -64,10 +64,10 @@ def test_table() -> None:
     ]
     lines = table(points, FULL + timedelta(days=400, hours=5))
     assert lines == [
-        "backup                      kind           stored  restored       age",
-        "2026-11-22T22:16:17         full           1.5 kB    262 kB   400d 5h",
-        " 2026-11-22T23:16:17        incremental    263 kB    262 kB   400d 4h",
-        "2026-11-23T22:16:17.tar.zst tarball        3.2 GB         ?   399d 5h",
+        "point                       kind           stored  restored       age",
+        "2026-11-22T22:16:17Z        full           1.5 kB    262 kB   400d 5h",
+        " 2026-11-22T23:16:17Z       incremental    263 kB    262 kB   400d 4h",
+        "2026-11-23T22:16:17Z        tarball        3.2 GB         ?   399d 5h",
     ]
     assert max(map(len, lines)) < 80
 
@@ -108,12 +108,19 @@ def test_a_chain(btw: Btw, dst: Path, chain: Path) -> None:
     assert sum(point["stored"] for point in points) == total
 
 
-def test_the_names_are_those_of_the_plain_list(btw: Btw, dst: Path, chain: Path) -> None:
+def test_the_times_are_those_of_the_plain_list(btw: Btw, dst: Path, chain: Path) -> None:
     (dst / "2026-11-23T22:16:18.tbz").touch()
-    plain = btw("list", dst).out.splitlines()
+    plain = [name.removesuffix(".tbz") for name in btw("list", dst).out.splitlines()]
     lines = btw("list", "--long", dst).out.splitlines()[1:]
-    assert [line[: len(name)] for line, name in zip(lines, plain, strict=True)] == plain
+    assert [line.split("Z ")[0] for line in lines] == plain
     assert len(plain) == 4 and len({len(line) for line in lines}) == 1
+
+
+def test_local_times(btw: Btw, dst: Path, chain: Path) -> None:
+    lines = btw("list", "--long", "--local", dst, env={"TZ": "Europe/Paris"}).out.splitlines()[1:]
+    local = [f"2026-11-2{time}:16:17+01:00" for time in ("2T23", "3T00", "3T01")]
+    assert [line.split("  ")[0].strip() for line in lines] == local
+    assert btw("list", "--local", dst) == (2, "", "btw_backup: --local is for --long\n")
 
 
 @pytest.mark.parametrize("compression", ["bzip2", "gzip", "none"])

@@ -104,7 +104,7 @@ def test_a_path_that_only_another_point_of_the_chain_holds(
     first, second = (line.strip() for line in listed(btw, dst))
     arguments = {"ls": [dst], "fs-restore": [dst, tmp_path / "target"]}[command]
     result = btw(command, *arguments, "now and then")
-    assert result == Result(1, "", f"btw_backup: now and then is not in the point {second}\n")
+    assert result == Result(1, "", f"btw_backup: now and then is not in the point {second}Z\n")
     assert btw("ls", "--at", first, dst, "now and then").out == "now and then\n"
 
 
@@ -116,7 +116,7 @@ def test_only_these_paths(btw: Btw, initialised: Path, dst: Path) -> None:
     assert btw("ls", dst, ".").out == ".\nfile\nsub\nsub/other\nsubway\n"
     missing = btw("ls", dst, "no\nsuch", "file")
     assert (missing.status, missing.out) == (1, "file\n")
-    assert missing.err == f"btw_backup: no\\x0asuch is not in the point {listed(btw, dst)[-1].strip()}\n"
+    assert missing.err == f"btw_backup: no\\x0asuch is not in the point {listed(btw, dst)[-1].strip()}Z\n"
     outside = btw("ls", dst, "../file")
     assert (outside.status, outside.out) == (1, "") and "not a path in the backup" in outside.err
 

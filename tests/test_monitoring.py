@@ -42,7 +42,7 @@ def test_what_is_worse() -> None:
 
 def test_lines() -> None:
     assert line(Report("/b/etc", State.OK, "", GOOD), NOW, 26 * HOUR) == (
-        "BTW-BACKUP OK - /b/etc: newest point 2026-11-23T07:00:00, last success 2h 0m ago, 3 points, 286 MB"
+        "BTW-BACKUP OK - /b/etc: newest point 2026-11-23T07:00:00Z, last success 2h 0m ago, 3 points, 286 MB"
         " | age=7200s;;93600;0 points=3 size=286000000B"
     )
     assert line(Report("/b", State.WARNING, "no backups yet", EMPTY), NOW, None) == (

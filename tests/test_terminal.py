@@ -45,7 +45,7 @@ def on_terminal(*argv: str | Path, env: dict[str, str] | None = None) -> tuple[i
     return process.wait(), shown.decode()
 
 
-CLOSING = r"btw_backup: tarball \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d: 48 MB stored of 48 MB, \d+\.\d s\r\n"
+CLOSING = r"btw_backup: tarball \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ: 48 MB stored of 48 MB, \d+\.\d s\r\n"
 
 
 @pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}], ids=["plain", "NO_COLOR"])
@@ -74,7 +74,7 @@ def test_verify_and_restore_end_with_a_line(
 ) -> None:
     assert btw("fs-init", "--type", "rdiff", src, "name").status == 0
     assert btw("fs", src, dst).status == 0
-    time = btw("list", dst).out.strip()
+    time = btw("list", dst).out.strip() + "Z"
     assert on_terminal("verify", dst) == (0, f"btw_backup: {time}: ok\r\n")
     target = tmp_path / "restored"
     assert on_terminal("fs-restore", dst, target) == (0, f"btw_backup: restored {time} into {target}\r\n")

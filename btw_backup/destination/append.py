@@ -14,7 +14,7 @@ from ..system.directories import Directory
 from ..system.files import copy_all
 from ..system.room import room_on
 from ..system.trees import finish_tree
-from ..times import format_moment
+from ..times import format_moment, shown_moment
 from . import chain, labels
 from .catalog import ENDING_OF, Limits, full_backup_due
 from .lock import REPLACED
@@ -38,7 +38,7 @@ def closing_line(stored: Stored | None, of: int, seconds: float) -> str:
     if stored is None:
         compared = f"{size(of)} compared, " if of else ""
         return f"nothing has changed: {compared}{seconds:.1f} s"
-    time = format_moment(stored.time)
+    time = shown_moment(stored.time)
     return f"{stored.kind} {time}: {size(stored.size)} stored of {size(of)}, {seconds:.1f} s"
 
 
@@ -151,9 +151,7 @@ class NewPoint:
         if self._copied is not None:
             copied = self._running.enter_context(destination.directory.open(self._copied.name))
         return self._running.enter_context(
-            working_chain(
-                self._stage, destination.scratch, self._name(), self._at, copied, destination.owner
-            )
+            working_chain(self._stage, destination.scratch, self._name(), self._at, copied, destination.owner)
         )
 
     def _name(self) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ..errors import Error
 from ..system.directories import Directory
-from ..times import format_moment, parse_moment
+from ..times import format_moment, parse_moment, shown_moment
 from . import chain
 
 # What a chain holds besides archives: a database's dump, the globals.
@@ -199,5 +199,5 @@ def choose(backups: Sequence[Backup], at: str | None, latest: datetime | None) -
     for chosen in reversed(points):
         if chosen.point.time <= latest:
             return chosen
-    oldest = format_moment(points[0].point.time)
+    oldest = shown_moment(points[0].point.time)
     raise Error(f"there is no point as old as {at}: the oldest is {oldest}")

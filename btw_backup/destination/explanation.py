@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ..errors import Error
 from ..messages import one_line
-from ..times import format_moment
+from ..times import shown_moment
 from . import binding, chain
 from .catalog import GLOBALS, Backup
 from .labels import ARCHIVE
@@ -68,7 +68,7 @@ def _lines(example: Example) -> Iterator[str]:
     if len(backup.points) == 1:
         return
     yield "An older point, here the oldest one of that chain; the first command lists them all:"
-    oldest = f"{format_moment(backup.points[0].time)}Z"
+    oldest = shown_moment(backup.points[0].time)
     yield from _commands(
         f"rdiff-backup list increments {backup.name}",
         f"rdiff-backup restore --at {oldest} {backup.name} /root/older",

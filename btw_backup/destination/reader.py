@@ -7,7 +7,7 @@ from typing import Self
 
 from ..errors import Error
 from ..system.directories import Directory
-from ..times import format_moment, latest_moment
+from ..times import latest_moment, shown_moment
 from . import catalog, contents, points
 from .catalog import Backup, Chosen
 
@@ -69,7 +69,7 @@ class Destination:
         for found in self.points():
             if (found.backup.name, found.point.time) == (chosen.backup.name, chosen.point.time):
                 return found
-        raise Error(f"the point {format_moment(chosen.point.time)} has been removed meanwhile")
+        raise Error(f"the point {shown_moment(chosen.point.time)} has been removed meanwhile")
 
 
 def open_directory(path: str, *, follow: bool = True) -> Directory:

@@ -17,7 +17,7 @@ from ..system.files import write_all
 from ..system.ownership import UNCHANGED, Owner
 from ..system.room import room_on
 from ..system.trust import resolve
-from ..times import format_moment
+from ..times import format_moment, shown_moment
 from . import chain, log, record
 from .catalog import CHECKSUM, ENDING_OF, Backup, Limits, full_backup_due
 from .lock import UNPAIRED, locked, private_directory, scratch_directory
@@ -74,7 +74,7 @@ class LockedDestination(Destination):
             moment = datetime.fromtimestamp(int(at), UTC)
             if newest_time > moment:
                 raise Error(
-                    f"the newest point of {self.path} ({format_moment(newest_time)}) is dated in the future:"
+                    f"the newest point of {self.path} ({shown_moment(newest_time)}) is dated in the future:"
                     " set the clock right, or wait until then"
                 )
             # Whatever has a name of that second, no backup among it, would be in the way of the new one.
