@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from datetime import timedelta
 
 from .errors import Error
@@ -15,6 +16,11 @@ def span(text: str) -> timedelta:
         return parse_span(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _wait(text: str) -> timedelta:
+    """Convert how long to wait, for argparse: a span, or a number of seconds."""
+    return span(f"{text}s" if re.fullmatch(r"\d+(\.\d+)?", text) else text)
 
 
 def add_destination(parser: argparse.ArgumentParser) -> None:
@@ -39,12 +45,25 @@ def add_at(parser: argparse._ActionsContainer, which: str = "point", listed_by: 
     )
 
 
-def member_name(path: str) -> str:
-    """Return an archive's name for a path in the source. Raises Error if the path leads out of that."""
-    normal = os.path.normpath("/" + path)
+def member_name(path: str, source: str | None) -> str:
+    """Return an archive's name for a path in the source. Raises Error if the path leads out of that.
+
+    ``source`` is the source's own path, None if it is not known: for ``from_source``.
+    """
     if ".." in path.split("/") or not path:
         raise Error(f"not a path in the backup: {path!r}")
-    return "." if normal.lstrip("/") == "" else "./" + normal.lstrip("/")
+    normal = os.path.normpath("/" + from_source(path, source)).lstrip("/")
+    return f"./{normal}" if normal else "."
+
+
+def from_source(path: str, source: str | None) -> str:
+    """Return the path as seen from the source, after a slash, if it is an absolute one of something in there.
+
+    Others, and patterns for paths, are returned as they are: relative to the source.
+    """
+    if source is None or not f"{path}/".startswith(f"{source.rstrip('/')}/"):
+        return path
+    return "/" + path[len(source) :].lstrip("/")
 
 
 def add_adopt(parser: argparse.ArgumentParser) -> None:
@@ -60,10 +79,11 @@ def add_wait(parser: argparse.ArgumentParser) -> None:
     """Add ``--wait``: how long a command that writes waits for another."""
     parser.add_argument(
         "--wait",
-        type=span,
+        type=_wait,
         default=timedelta(),
         metavar="SPAN",
-        help="waits that long (such as 10m) for another run on dst to end, instead of exiting 75",
+        help="waits that long, such as 10m, or so many seconds, for another run on dst to end, instead of"
+        " exiting 75",
     )
 
 

@@ -6,8 +6,16 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from . import offsite, workdir
-from .config import FsOptions, check_database_name, database_names, load_db, load_fs, load_general
+from .config import (
+    check_database_name,
+    database_file,
+    database_names,
+    load_db,
+    load_fs,
+    load_general,
+)
 from .errors import FAILED, Error
+from .hooks import Hooks
 from .programs import compressors, packages, postgres, process, versions
 from .system import confinement
 
@@ -52,8 +60,12 @@ def _checks(config_dir: str) -> Iterator[Callable[[], object]]:
     for program in ("tar", "rdiff-backup"):
         yield partial(_check_version, program)
     yield partial(_check_general, config_dir)
+    yield partial(_check_offsite, config_dir)
+    for path in workdir.broken_in(config_dir):
+        yield partial(_report_broken, path)
     for work in workdir.all_in(config_dir):
-        yield partial(_check_workdir, work)
+        yield partial(_check_source, work)
+        yield partial(_check_fs_options, work)
     names = database_names(config_dir)
     if names:
         yield from (partial(packages.find, program) for program in _POSTGRES)
@@ -64,6 +76,10 @@ def _checks(config_dir: str) -> Iterator[Callable[[], object]]:
 
 
 def _check_general(config_dir: str) -> None:
+    _check_hooks(os.path.join(config_dir, "config.py"), load_general(config_dir).hooks)
+
+
+def _check_offsite(config_dir: str) -> None:
     settings = load_general(config_dir).offsite
     if settings is None:
         return
@@ -92,33 +108,43 @@ def _check_version(program: str) -> None:
         raise _Doubt(f"{program} {versions.shown(found)} is untested: {tested} have been tested")
 
 
-def _check_workdir(work: workdir.Workdir) -> None:
-    faults = []
-    try:
-        options: FsOptions | None = load_fs(work.config_file)
-    except Error as error:
-        options, faults = None, list(error.lines)
+def _report_broken(path: str) -> None:
+    raise Error(f"{path}: the link src to the source is gone: make it again, or remove the directory")
+
+
+def _check_hooks(path: str, hooks: Hooks) -> None:
+    """Raise Error if a command line in a file begins with a program that can't be run."""
+    for name, calls in zip(("BEFORE", "AFTER", "ON_FAILURE"), hooks, strict=True):
+        for hook in calls:
+            if not callable(hook) and not packages.available(hook[0]):
+                raise Error(f"{path}: {name}: there is no program {hook[0]}")
+
+
+def _check_source(work: workdir.Workdir) -> None:
     if not os.path.exists(work.source):
-        faults.append(f"{work.path}: the source does not exist: {work.source}")
-    if options is not None and options.type == "tar":
-        try:
-            packages.find(compressors.compressor(options.compression)[0])
-        except Error as error:
-            faults += error.lines
-    if faults:
-        raise Error(*faults)
+        raise Error(f"{work.path}: the source does not exist: {work.source}")
+
+
+def _check_fs_options(work: workdir.Workdir) -> None:
+    options = load_fs(work.config_file)
+    _check_hooks(work.config_file, options.hooks)
+    if options.type == "tar":
+        packages.find(compressors.compressor(options.compression)[0])
 
 
 def _check_database(config_dir: str, name: str | None) -> None:
     if name is not None:
         check_database_name(name)
-    server = load_db(config_dir, name).server
+    options = load_db(config_dir, name)
+    server = options.server
+    _check_hooks(database_file(config_dir, name), options.hooks)
     what = "the server" if name is None else f"the database {name}"
     try:
         found = postgres.server_version(name, server)
     except Error as error:
         reasons = error.stderr.strip().splitlines()
-        raise Error(f"{what} cannot be reached: {reasons[0] if reasons else error}") from error
+        reason = f"{what} cannot be reached: {reasons[0] if reasons else error.lines[0]}"
+        raise Error(reason, *error.lines[1:]) from error
     ours = versions.version("pg_dump")
     if ours[:1] < found[:1]:
         raise _Doubt(

@@ -3,14 +3,16 @@
 import argparse
 import importlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 from . import __version__
 from .errors import FAILED, Error, Terminated, end_on_signals
-from .messages import Messages
+from .messages import Messages, suggestion
 
 COMMANDS = {
     "fs": "backs up a filesystem hierarchy",
@@ -31,7 +33,46 @@ COMMANDS = {
 }
 
 
-class _CommandParser(argparse.ArgumentParser):
+_VOLUME = {
+    ("-q", "--quiet"): "makes the command run quietly",
+    ("-v", "--verbose"): "prints what was done even when not on a terminal",
+}
+# What people type who know other programs.
+_MEANT = {
+    "backup": "fs or db",
+    "restore": "fs-restore or db-restore",
+    "init": "fs-init",
+    "snapshots": "list",
+    "check": "verify",
+    "forget": "prune",
+}
+# What argparse takes for an argument although it begins with a dash.
+_NUMBER = re.compile(r"-\d+|-\d*\.\d+")
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that blames an unknown option or command itself, not what is missing beside it."""
+
+    def check_options(self, args: Sequence[str]) -> None:
+        """Exit with a usage error if one of the arguments is an option that does not exist."""
+        known = self._option_string_actions
+        for arg in args:
+            if arg == "--":
+                return
+            if not arg.startswith("-") or arg == "-" or " " in arg or _NUMBER.fullmatch(arg):
+                continue
+            name = arg.partition("=")[0] if arg.startswith("--") else arg[:2]
+            if not any(option == name or option.startswith(name) and name != "-" for option in known):
+                self.error(f"unknown option {name}{suggestion(name, known)}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.dest == "command" and value not in COMMANDS:
+            meant = f": did you mean {_MEANT[value]}?" if value in _MEANT else suggestion(value, COMMANDS)
+            self.error(f"no such command: {value}{meant}")
+        super()._check_value(action, value)
+
+
+class _CommandParser(_Parser):
     """The parser of one command. Its module is imported when the command line names it."""
 
     command = ""
@@ -42,6 +83,8 @@ class _CommandParser(argparse.ArgumentParser):
         if self.is_filled or not self.command:
             return
         module = importlib.import_module("." + self.command.replace("-", "_"), __package__)
+        for option in _VOLUME:  # as before the command
+            self.add_argument(*option, action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         module.add_arguments(self)
         self.epilog = f"example: {module.EXAMPLE}"
         self.set_defaults(run=module.run)
@@ -49,6 +92,7 @@ class _CommandParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.fill()
+        self.check_options(args)
         return super().parse_known_args(args, namespace)
 
 
@@ -60,18 +104,16 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _lazy_parser(prog: str) -> tuple[argparse.ArgumentParser, list[_CommandParser]]:
+def _lazy_parser(prog: str) -> tuple[_Parser, list[_CommandParser]]:
     """Return the parser, and those of the commands, which are filled when they are needed."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=prog,
         description="Backs up a server's file hierarchies and PostgreSQL databases.",
         epilog="example: btw-backup fs /etc /var/backups/etc",
     )
     volume = parser.add_mutually_exclusive_group()
-    volume.add_argument("-q", "--quiet", action="store_true", help="makes the command run quietly")
-    volume.add_argument(
-        "-v", "--verbose", action="store_true", help="prints what was done even when not on a terminal"
-    )
+    for option, about in _VOLUME.items():
+        volume.add_argument(*option, action="store_true", help=about)
     parser.add_argument(
         "--config-dir",
         default="~/.btw-backup",
@@ -102,7 +144,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "btw-backup") -> int:
         ]:  # scripts ask for it, and making the parser takes longer than the rest
             print(f"{prog} {__version__}", flush=True)
             return 0
-        args = _lazy_parser(prog)[0].parse_args(argv)
+        args = _parsed(argv, prog)
         args.messages = messages = Messages(prog, verbose=args.verbose, quiet=args.quiet)
         args.config_dir = os.path.abspath(os.path.expanduser(args.config_dir))
         status: int = args.run(args)
@@ -120,6 +162,15 @@ def main(argv: Sequence[str] | None = None, prog: str = "btw-backup") -> int:
         _drop_output()
         return FAILED
     return status
+
+
+def _parsed(argv: Sequence[str], prog: str) -> argparse.Namespace:
+    parser, _ = _lazy_parser(prog)
+    parser.check_options([*takewhile(lambda arg: arg.startswith("-"), argv)])
+    args = parser.parse_args(argv)
+    if args.quiet and args.verbose:
+        parser.error("argument -v/--verbose: not allowed with argument -q/--quiet")
+    return args
 
 
 def _drop_output() -> None:

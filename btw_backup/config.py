@@ -10,6 +10,7 @@ from .destination.catalog import Limits
 from .destination.retention import Policy
 from .errors import Error
 from .hooks import NO_HOOKS, Hooks
+from .messages import suggestion
 from .options import DB_OPTIONS, FS_OPTIONS, GENERAL_OPTIONS, Option
 from .programs.server import Server
 from .system.trust import execute, read_trusted
@@ -105,9 +106,10 @@ def load_db(config_dir: str, name: str | None, general: General = NOTHING_GENERA
 
     A database whose file sets neither CONNECTION nor RUN_AS is on the server of the globals.
     """
-    values = _load(_db_file(config_dir, name), DB_OPTIONS)
-    server = Server(values["CONNECTION"], values["RUN_AS"])
-    if name is not None and server == Server(None, None):
+    path = database_file(config_dir, name)
+    values = _load(path, DB_OPTIONS)
+    server = Server(values["CONNECTION"], values["RUN_AS"], path)
+    if name is not None and server.connection is None and server.run_as is None:
         server = load_db(config_dir, None).server
     return DbOptions(
         _limits(values), server, values["DUMP_COMPRESSION"], _hooks(values).within(general.hooks)
@@ -124,10 +126,13 @@ def check_database_name(name: str) -> None:
 
 def default_text(type_: str) -> str:
     """Return the text of a new ``config.py``: the type, and every other option as a comment."""
+    import textwrap  # for a new file alone
+
     parts = ["# Options of this backup. This file is executed as Python.\n"]
     for option in FS_OPTIONS:
         assignment = f"TYPE = {type_!r}" if option.name == "TYPE" else f"# {option.name} = {option.default!r}"
-        parts.append(f"# {option.about}\n{assignment}\n")
+        about = textwrap.fill(option.about, 88, initial_indent="# ", subsequent_indent="# ")
+        parts.append(f"{about}\n{assignment}\n")
     return "\n".join(parts).replace("'", '"')
 
 
@@ -150,7 +155,7 @@ def _limits(values: Mapping[str, Any]) -> Limits:
     return Limits(values["MAX_INCREMENTAL_COUNT"], values["MAX_INCREMENTAL_SPAN"])
 
 
-def _db_file(config_dir: str, name: str | None) -> str:
+def database_file(config_dir: str, name: str | None) -> str:
     """Return the path of a database's file; older versions looked in ``db/``."""
     current = os.path.join(config_dir, f"{name or 'global'}.py")
     older = os.path.join(config_dir, "db", f"{name or 'global'}.py")
@@ -174,7 +179,7 @@ def _load(path: str, options: tuple[Option, ...], required: tuple[str, ...] = ()
     errors = [(1, f"{name} is not set: {known[name].about}") for name in required if name not in found]
     for name, value in found.items():
         if name not in known:
-            errors.append((lines.get(name, 1), f"unknown option {name}{_nearest(name, known)}"))
+            errors.append((lines.get(name, 1), f"unknown option {name}{suggestion(name, known)}"))
             continue
         try:
             values[name] = known[name].convert(value)
@@ -183,10 +188,3 @@ def _load(path: str, options: tuple[Option, ...], required: tuple[str, ...] = ()
     if errors:
         raise Error(*(f"{path}:{line}: {error}" for line, error in sorted(errors)))
     return values
-
-
-def _nearest(name: str, known: Mapping[str, Option]) -> str:
-    import difflib  # needed only here, on the way to an error
-
-    near = difflib.get_close_matches(name, known, n=1)
-    return f": did you mean {near[0]}?" if near else ""

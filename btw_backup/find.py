@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from .arguments import add_destination
+from .arguments import add_destination, from_source
+from .destination import binding
 from .destination.catalog import Chosen
 from .destination.history import State, states
 from .destination.reader import Destination
@@ -40,8 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    matches = matcher(args.pattern, ignores_case=args.ignore_case)
     with Destination.open(args.dst) as destination:
+        source = binding.read(destination.directory)
+        patterns = [from_source(pattern, source) for pattern in args.pattern]
+        matches = matcher(patterns, ignores_case=args.ignore_case)
         points = _between(destination.points(), args.since, args.until, datetime.now(UTC))
         with args.messages.progress(len(points), " points") as advance:
             ended = versions(_told(states(destination, points), advance), matches)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -22,7 +23,7 @@ from .destination.labels import ARCHIVE
 from .destination.newest import NewestArchive, newest_archive
 from .destination.record import NOTHING_KNOWN, Record, Stretch
 from .destination.writer import LockedDestination, working_on
-from .errors import INCOMPLETE, Error
+from .errors import FAILED, INCOMPLETE, Error
 from .messages import Messages
 from .programs import compressors, versions
 from .programs.process import Result
@@ -48,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
     path = workdir.normalize(args.src)
     work = workdir.find(args.config_dir, path)
     if work is None:
-        raise Error(f"no working directory for: {args.src}")
+        args.messages.error(f"no working directory for: {args.src}")
+        args.messages.summary(f"make it with: {_making_workdir(args.config_dir, path)}")
+        return FAILED
     general = load_general(args.config_dir)
     options = load_fs(work.config_file, general)
     warn = args.messages.warning
@@ -72,6 +75,13 @@ def run(args: argparse.Namespace) -> int:
         args.messages.summary(closing_line(done.stored, done.size, time.monotonic() - started))
         args.messages.passed_on(done.unreadable)
         return sending.finish() or (INCOMPLETE if done.unreadable else 0)
+
+
+def _making_workdir(config_dir: str, source: str) -> str:
+    """The command line that makes a working directory for a source."""
+    where = [] if config_dir == os.path.expanduser("~/.btw-backup") else ["--config-dir", config_dir]
+    name = os.path.basename(source) or "root"
+    return shlex.join(["btw-backup", *where, "fs-init", "--type", "rdiff", source, name])
 
 
 class _Done(NamedTuple):

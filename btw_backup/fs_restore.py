@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from .arguments import add_at, add_destination, member_name
+from .destination import binding
 from .destination.contents import Content
 from .destination.in_place import KEPT, restoring_in_place
 from .destination.reader import Destination
@@ -59,9 +60,10 @@ def run(args: argparse.Namespace) -> int:
     if args.to_stdout and args.path:
         raise Usage("--to-stdout writes one file: name only that after dst")
     paths = [args.target] if args.to_stdout else args.path
-    members = {member_name(path): path for path in paths}
     restore = _to_stdout if args.to_stdout else _in_place if args.in_place else _into_new
     with Destination.open(args.dst) as destination:
+        source = binding.read(destination.directory)
+        members = {member_name(path, source): path for path in paths}
         chosen = destination.choose(args.at, datetime.now(UTC))
         with destination.opened(chosen) as content:
             if not content.is_archive():

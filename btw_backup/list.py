@@ -10,6 +10,7 @@ from .arguments import add_destinations
 from .destination import binding
 from .destination.catalog import listing
 from .destination.collection import Destinations
+from .destination.lock import PRIVATE
 from .destination.reader import Destination
 from .destination.sizes import Measured, measure
 from .errors import FAILED, Usage
@@ -50,7 +51,7 @@ def _print_lines(form: Callable[[Destination], Iterable[str]], dst: str, message
     with Destination.open(dst) as destination:
         for line in form(destination):
             show(line)
-        return _report_broken(destination, messages)
+        return _reported(destination, messages)
 
 
 def _lines(destination: Destination) -> list[str]:
@@ -75,7 +76,7 @@ def _print_json(destinations: Destinations, now: datetime, messages: Messages) -
             source = binding.read(destination.directory)
             points = measure(destination.directory)
             found.append(objects(points, now, source, dst if destinations.named else None))
-            return _report_broken(destination, messages)
+            return _reported(destination, messages)
 
     status = destinations.each(messages, collect)
     if found or destinations.named:
@@ -83,8 +84,12 @@ def _print_json(destinations: Destinations, now: datetime, messages: Messages) -
     return status
 
 
-def _report_broken(destination: Destination, messages: Messages) -> int:
-    """Name the entries that can't be read. Returns the exit status."""
+def _reported(destination: Destination, messages: Messages) -> int:
+    """Name the entries that can't be read, or a directory that holds none. Returns the exit status."""
+    if not destination.backups and not destination.broken:
+        others = {*destination.directory.names()} - {"lost+found"}
+        if others and PRIVATE not in others:  # no run has ever worked on it
+            messages.warning(f"{destination.path} holds other things, and no backups")
     for line in destination.broken:
         messages.error(line)
     return FAILED if destination.broken else 0

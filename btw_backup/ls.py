@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from .archive.members import Member
 from .archive.selection import is_among
 from .arguments import add_at, add_destination, member_name
+from .destination import binding
 from .destination.contents import Content
 from .destination.reader import Destination
 from .entries import as_object, long_line
@@ -36,8 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    missing = {os.fsencode(member_name(path)): path for path in args.path}
     with Destination.open(args.dst) as destination:
+        source = binding.read(destination.directory)
+        missing = {os.fsencode(member_name(path, source)): path for path in args.path}
         chosen = destination.choose(args.at, datetime.now(UTC))
         with destination.opened(chosen) as content:
             if content.is_archive():

@@ -66,6 +66,14 @@ def size(count: int) -> str:
     return f"{value:.1f} {unit}" if unit != "B" and value < 9.95 else f"{value:.0f} {unit}"
 
 
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """What to add to a message about an unknown word: a question if it resembles a known one, or nothing."""
+    import difflib  # needed only here, on the way to an error
+
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.65)
+    return f": did you mean {near[0]}?" if near else ""
+
+
 class Messages:
     """Writes to stderr for one run. ``verbose``: -v was given; ``quiet``: -q was given.
 

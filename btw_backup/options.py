@@ -128,7 +128,8 @@ _CHAINS = (
         "MAX_INCREMENTAL_SPAN",
         _span,
         "24h",
-        "The longest time between two full backups, such as '24h' or '7d' (rdiff).",
+        "The longest time between two full backups (rdiff). With '24h', nearly every daily run makes a full"
+        " one: set '7d' or '30d' for those.",
     ),
 )
 _HOOKS = (

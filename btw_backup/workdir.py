@@ -72,6 +72,14 @@ def all_in(config_dir: str) -> Iterator[Workdir]:
         yield Workdir(path, "/" + os.path.normpath(os.path.join(path, source)).lstrip("/"))
 
 
+def broken_in(config_dir: str) -> Iterator[str]:
+    """Yield the directories that hold a configuration file and no link to a source: no backup finds them."""
+    for name in sorted(os.listdir(config_dir)):
+        path = os.path.join(config_dir, name)
+        if os.path.isfile(os.path.join(path, "config.py")) and not os.path.islink(os.path.join(path, "src")):
+            yield path
+
+
 def check_name(name: str) -> None:
     """Raise Error for a name that can't begin a working directory's name."""
     if not name or name.startswith(".") or "/" in name or "\0" in name:

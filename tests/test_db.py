@@ -386,6 +386,8 @@ def test_run_as_is_all_that_peer_authentication_takes(
         if AS_ROOT:
             refused = btw("db", *args, target, env=peer_server.environment, cwd=private)
             assert refused.status == 1 and "root" in refused.err
+            hint = f'btw_backup: set RUN_AS = "postgres" in {config_dir}/global.py, or'
+            assert refused.err.splitlines()[-1].startswith(hint)
         write_config(config_dir, f"{file}.py", f"RUN_AS = {ACCOUNT.pw_name!r}\n")
         assert btw("db", *args, target, env=peer_server.environment, cwd=private) == SILENCE
         assert len(listed(btw, target)) == 1

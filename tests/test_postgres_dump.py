@@ -64,7 +64,7 @@ def test_a_dump_of_a_version_that_is_not_known(
     monkeypatch.setattr(dumps, "_OLDEST_VERSION", 99)
     with (tmp_path / "dump").open("w+b") as output:
         for name in names:
-            server = Connection("dbname=meant", None)
+            server = Connection("dbname=meant", None, "meant.py")
             with nullcontext() if name == "meant" else pytest.raises(Error, match="leads to"):
                 postgres.dump(name, server, 0, output.fileno(), lambda count: None)
 

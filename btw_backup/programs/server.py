@@ -29,6 +29,8 @@ _FIRST_LINE = _ASK.count("\n") + 1
 _LINES = 2
 # A message of psql's with VERBOSITY=verbose: its word for ERROR is in the language of the server.
 _MESSAGE = re.compile(r"^psql:<stdin>:(\d+): [^:\n]+:\s+(\w{5}): ", re.MULTILINE)
+# What a server that speaks English answers to a user of the system who is not one of its roles.
+_NO_ROLE = re.compile(r'FATAL: +(role "[^"\n]*" does not exist|Peer authentication failed for user)')
 _PLACE = re.compile(r"^LOCATION: .*\n", re.MULTILINE)  # in the server's source
 
 
@@ -62,13 +64,20 @@ class Answer(NamedTuple):
 
 
 class Server(NamedTuple):
-    """How to reach a server: a libpq connection string, and the account that runs the programs."""
+    """How to reach a server: a libpq connection string, and the account that runs the programs.
+
+    ``file`` is the configuration file that says so, or can.
+    """
 
     connection: str | None
     run_as: Account | None
+    file: str
 
     def run(self, argv: list[str], database: str | None, **settings: Any) -> process.Result:
-        """Run a program with the settings of the connection, which may lead to another database."""
+        """Run a program with the settings of the connection, which may lead to another database.
+
+        Raises Error, with the way out, if the server does not know who runs it.
+        """
         # The database's name goes by the environment, where a leading dash or an equals sign in it
         # means nothing; libpq takes it when the connection string has no dbname, nor a service.
         env = {} if database is None else {"PGDATABASE": database}
@@ -81,7 +90,7 @@ class Server(NamedTuple):
             argv.insert(1, "--dbname=application_name=btw-backup")
         if self.run_as is not None and os.geteuid() not in (0, self.run_as.uid):
             raise Error(f"RUN_AS: only root can run {argv[0]} as {self.run_as.name}")
-        return process.run(
+        result = process.run(
             argv,
             surroundings=surroundings,
             env=env,
@@ -90,6 +99,10 @@ class Server(NamedTuple):
             confined=Confinement(network=True) if argv[0] in ("pg_restore", "psql") else None,
             **settings,
         )
+        if result.status != 0 and self.run_as is None and _NO_ROLE.search(result.stderr):
+            way_out = f'set RUN_AS = "postgres" in {self.file}, or CONNECTION if it is on another server'
+            raise Error(result.ending(), way_out, stderr=result.stderr)
+        return result
 
     def address(self, database: str) -> str | None:
         """Return ``host:port`` or ``directory:port``, as libpq has them; None if the server does not answer.
