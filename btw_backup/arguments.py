@@ -5,6 +5,7 @@ import os
 import re
 from datetime import timedelta
 
+from .destination.collection import Destinations
 from .errors import Error
 from .system.ownership import UNCHANGED, parse_owner
 from .times import parse_span
@@ -28,11 +29,32 @@ def add_destination(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dst", help="the directory that holds the backups; it must exist")
 
 
-def add_destinations(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
-    """Add ``dst``, one or several; see Destinations."""
+def add_destinations(parser: argparse.ArgumentParser) -> None:
+    """Add ``dst``, any number; see ``destinations``."""
     parser.add_argument(
-        "dst", nargs=nargs, help="a directory that holds backups, or one that holds such directories"
+        "dst",
+        nargs="*",
+        help="a directory that holds backups, or one that holds such directories (default: every DESTINATION"
+        " in a configuration file)",
     )
+    parser.set_defaults(parser=parser)
+
+
+def destinations(args: argparse.Namespace) -> Destinations:
+    """Return the destinations that were named or, if none was, all that are configured.
+
+    Exits with a usage error if there are none at all.
+    """
+    return Destinations.of(args.dst or _configured(args))
+
+
+def _configured(args: argparse.Namespace) -> list[str]:
+    from .config import destinations  # whoever names them does not wait for it
+
+    found = destinations(args.config_dir)
+    if not found:
+        args.parser.error("the following arguments are required: dst (no DESTINATION is configured)")
+    return found
 
 
 def add_at(parser: argparse._ActionsContainer, which: str = "point", listed_by: str = "list") -> None:

@@ -7,6 +7,7 @@ from functools import partial
 
 from . import offsite, workdir
 from .config import (
+    Storage,
     check_database_name,
     database_file,
     database_names,
@@ -120,6 +121,11 @@ def _check_hooks(path: str, hooks: Hooks) -> None:
                 raise Error(f"{path}: {name}: there is no program {hook[0]}")
 
 
+def _check_storage(path: str, storage: Storage | None) -> None:
+    if storage is not None and not os.path.isdir(storage.dst):
+        raise Error(f"{path}: DESTINATION: there is no directory {storage.dst}: create it, or mount its disk")
+
+
 def _check_source(work: workdir.Workdir) -> None:
     if not os.path.exists(work.source):
         raise Error(f"{work.path}: the source does not exist: {work.source}")
@@ -128,6 +134,7 @@ def _check_source(work: workdir.Workdir) -> None:
 def _check_fs_options(work: workdir.Workdir) -> None:
     options = load_fs(work.config_file)
     _check_hooks(work.config_file, options.hooks)
+    _check_storage(work.config_file, options.storage)
     if options.type == "tar":
         packages.find(compressors.compressor(options.compression)[0])
 
@@ -138,6 +145,7 @@ def _check_database(config_dir: str, name: str | None) -> None:
     options = load_db(config_dir, name)
     server = options.server
     _check_hooks(database_file(config_dir, name), options.hooks)
+    _check_storage(database_file(config_dir, name), options.storage)
     what = "the server" if name is None else f"the database {name}"
     try:
         found = postgres.server_version(name, server)

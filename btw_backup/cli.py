@@ -19,6 +19,7 @@ COMMANDS = {
     "fs-init": "initializes the working directory for backups",
     "list": "lists backups",
     "db": "makes a database backup",
+    "run": "makes all backups that are configured",
     "fs-restore": "restores a filesystem hierarchy",
     "db-restore": "restores a database or the database globals",
     "ls": "lists what a point holds",

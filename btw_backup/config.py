@@ -4,8 +4,10 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any, NamedTuple
 
+from . import workdir
 from .destination.catalog import Limits
 from .destination.retention import Policy
 from .errors import Error
@@ -13,12 +15,28 @@ from .hooks import NO_HOOKS, Hooks
 from .messages import suggestion
 from .options import DB_OPTIONS, FS_OPTIONS, GENERAL_OPTIONS, Option
 from .programs.server import Server
+from .system.ownership import UNCHANGED, Owner
 from .system.trust import execute, read_trusted
 
 
-class FsOptions(NamedTuple):
-    """The options of a filesystem backup."""
+class Storage(NamedTuple):
+    """Where a backup is stored, and how.
 
+    ``owner`` gets what is made; ``keep`` says which backups stay once another is stored, None if all do;
+    ``wait`` is for another run there; ``adopt``: although its backups are of another source.
+    """
+
+    dst: str
+    owner: Owner
+    keep: Policy | None = None
+    wait: timedelta = timedelta()
+    adopt: bool = False
+
+
+class FsOptions(NamedTuple):
+    """The options of a filesystem backup. ``storage`` is None if none is configured."""
+
+    storage: Storage | None
     type: str
     limits: Limits
     exclude: tuple[str, ...]
@@ -50,12 +68,15 @@ class General(NamedTuple):
     offsite: Offsite | None
 
 
+# What the globals are called, where a database has its name.
+GLOBAL = "global"
 NOTHING_GENERAL = General(NO_HOOKS, None)
 
 
 class DbOptions(NamedTuple):
-    """The options of a backup of a database or of the globals."""
+    """The options of a backup of a database or of the globals. ``storage`` is None if none is configured."""
 
+    storage: Storage | None
     limits: Limits
     server: Server
     compression: int
@@ -90,6 +111,7 @@ def load_fs(path: str, general: General = NOTHING_GENERAL) -> FsOptions:
     """Load the options in a working directory's ``config.py``. Raises Error with all errors in it."""
     values = _load(path, FS_OPTIONS, required=("TYPE",))
     return FsOptions(
+        storage=_storage(values, path),
         type=values["TYPE"],
         limits=_limits(values),
         exclude=values["EXCLUDE"],
@@ -112,7 +134,11 @@ def load_db(config_dir: str, name: str | None, general: General = NOTHING_GENERA
     if name is not None and server.connection is None and server.run_as is None:
         server = load_db(config_dir, None).server
     return DbOptions(
-        _limits(values), server, values["DUMP_COMPRESSION"], _hooks(values).within(general.hooks)
+        storage=_storage(values, path),
+        limits=_limits(values),
+        server=server,
+        compression=values["DUMP_COMPRESSION"],
+        hooks=_hooks(values).within(general.hooks),
     )
 
 
@@ -120,7 +146,7 @@ def check_database_name(name: str) -> None:
     """Raise Error for a name that must not become part of a path."""
     if not name or name.startswith(".") or "/" in name or "\0" in name:
         raise Error(f"not a database name that can be backed up: {name!r}")
-    if name == "global":
+    if name == GLOBAL:
         raise Error("the name global is reserved for the database globals: use -g (--global)")
 
 
@@ -144,7 +170,24 @@ def database_names(config_dir: str) -> list[str | None]:
             names |= {name[:-3] for name in os.listdir(directory) if name.endswith(".py")}
             if directory == config_dir:
                 names.discard("config")
-    return [None if name == "global" else name for name in sorted(names)]
+    return [None if name == GLOBAL else name for name in sorted(names)]
+
+
+def destinations(config_dir: str) -> list[str]:
+    """Return the destinations that are configured. Raises Error with all errors in a file."""
+    storages = [load_fs(work.config_file).storage for work in workdir.all_in(config_dir)]
+    storages += [load_db(config_dir, name).storage for name in database_names(config_dir)]
+    return [storage.dst for storage in storages if storage is not None]
+
+
+def _storage(values: Mapping[str, Any], path: str) -> Storage | None:
+    dst, owner, keep = values["DESTINATION"], values["OWNER"], values["KEEP"]
+    if dst is not None:
+        return Storage(dst, owner or UNCHANGED, keep)
+    for name in ("OWNER", "KEEP"):
+        if values[name] is not None:
+            raise Error(f"{path}: {name} is set, but DESTINATION is not")
+    return None
 
 
 def _hooks(values: Mapping[str, Any]) -> Hooks:
@@ -157,8 +200,8 @@ def _limits(values: Mapping[str, Any]) -> Limits:
 
 def database_file(config_dir: str, name: str | None) -> str:
     """Return the path of a database's file; older versions looked in ``db/``."""
-    current = os.path.join(config_dir, f"{name or 'global'}.py")
-    older = os.path.join(config_dir, "db", f"{name or 'global'}.py")
+    current = os.path.join(config_dir, f"{name or GLOBAL}.py")
+    older = os.path.join(config_dir, "db", f"{name or GLOBAL}.py")
     if name == "config":  # CONFIG_DIR/config.py is the general file
         return older
     if os.path.lexists(older):

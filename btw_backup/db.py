@@ -10,8 +10,8 @@ from fnmatch import fnmatchcase
 
 from . import hooks, offsite
 from .arguments import add_adopt, add_destination, add_owner, add_wait
-from .config import DbOptions, General, check_database_name, load_db, load_general
-from .destination import binding, explanation
+from .config import GLOBAL, DbOptions, General, Offsite, Storage, check_database_name, load_db, load_general
+from .destination import binding, success
 from .destination.append import NewPoint, Stored, closing_line
 from .destination.catalog import DUMP, GLOBALS
 from .destination.collection import Destinations
@@ -25,8 +25,6 @@ EXAMPLE = "btw-backup db shop /var/backups/shop"
 
 # The globals before they are compressed.
 _PLAIN = "plain"
-# Where --all keeps them.
-_GLOBAL = "global"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +61,13 @@ def run(args: argparse.Namespace) -> int:
     general = load_general(args.config_dir)
     if args.all:
         return _back_up_all(general, args)
-    return _back_up(args.db, args.dst, general, args, args.messages)
+    return back_up(
+        args.db, load_db(args.config_dir, args.db, general), _storage(args), general.offsite, args.messages
+    )
+
+
+def _storage(args: argparse.Namespace) -> Storage:
+    return Storage(args.dst, args.owner, wait=args.wait, adopt=args.adopt)
 
 
 def _check_usage(args: argparse.Namespace) -> None:
@@ -90,16 +94,19 @@ def _back_up_all(general: General, args: argparse.Namespace) -> int:
         if collection.backups:
             raise Error(f"{args.dst} holds backups itself: --all needs a directory for destinations")
         names, refused = _chosen(postgres.databases(options.server), args.exclude)
-        for name in (_GLOBAL, *names):
+        for name in (GLOBAL, *names):
             collection.make_destination(name)
     for refusal in refused:
         args.messages.report(refusal)
-    sources = {os.path.join(args.dst, name): None if name == _GLOBAL else name for name in (_GLOBAL, *names)}
+    sources = {os.path.join(args.dst, name): None if name == GLOBAL else name for name in (GLOBAL, *names)}
 
-    def back_up(dst: str, messages: Messages) -> int:
-        return _back_up(sources[dst], dst, general, args, messages)
+    def each(dst: str, messages: Messages) -> int:
+        database, storage = sources[dst], _storage(args)._replace(dst=dst)
+        own = load_db(args.config_dir, database, general)
+        # The owner of a collection could have put a link into it.
+        return back_up(database, own, storage, general.offsite, messages, follow=False)
 
-    status = Destinations(tuple(sources), named=True).each(args.messages, back_up)
+    status = Destinations(tuple(sources), named=True).each(args.messages, each)
     return worst([status, *(refusal.status for refusal in refused)])
 
 
@@ -117,30 +124,35 @@ def _chosen(databases: Sequence[str], exclude: Sequence[str]) -> tuple[list[str]
     return names, refused
 
 
-def _back_up(
-    database: str | None, dst: str, general: General, args: argparse.Namespace, messages: Messages
+def back_up(
+    database: str | None,
+    options: DbOptions,
+    storage: Storage,
+    off_site: Offsite | None,
+    messages: Messages,
+    *,
+    follow: bool = True,
 ) -> int:
-    """Back up a database, or with None the globals. Returns the exit status."""
+    """Back up a database, or with None the globals. Returns the exit status.
+
+    ``follow``: the destination's path may be a symbolic link.
+    """
     started = time.monotonic()
-    options = load_db(args.config_dir, database, general)
     mirror = GLOBALS if database is None else database + DUMP
-    warn = messages.warning
+    dst, warn = storage.dst, messages.warning
     described = hooks.Run("db", database or "", os.path.abspath(dst))
-    with offsite.sending(general.offsite, messages) as sending:
+    with offsite.sending(off_site, messages) as sending:
         with (
             hooks.on_failure(options.hooks, described, warn),
-            # The owner of a collection could have put a link into it.
-            working_on(dst, warn, args.owner, args.wait, follow=not args.all) as destination,
+            working_on(dst, warn, storage.owner, storage.wait, follow=follow) as destination,
         ):
             binding.check_series(destination, mirror)
             at = destination.next_time()
             with hooks.around(options.hooks, described, warn):
                 source = postgres.source(database, options.server)
-                binding.check(destination, source, adopt=args.adopt)
+                binding.check(destination, source, adopt=storage.adopt)
                 stored, size = _store(database, mirror, destination, at, options, messages)
-            destination.note_success(at)
-            binding.bind(destination, source)
-            explanation.explain(destination)
+            success.conclude(destination, at, source, storage.keep if stored else None)
             sending.take(destination)
         messages.summary(closing_line(stored, size, time.monotonic() - started))
         return sending.finish()

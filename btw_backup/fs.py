@@ -15,8 +15,8 @@ from .archive.division import compare, compare_some
 from .archive.parts import Made, Part
 from .archive.stream import Archive, archiving, changed_blocks
 from .arguments import add_adopt, add_destination, add_owner, add_wait
-from .config import FsOptions, load_fs, load_general
-from .destination import binding, explanation
+from .config import FsOptions, Offsite, Storage, load_fs, load_general
+from .destination import binding, success
 from .destination.append import NewPoint, NewTarball, Stored, Uncompared, closing_line
 from .destination.catalog import ENDING_OF, Backup
 from .destination.labels import ARCHIVE
@@ -45,7 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    started = time.monotonic()
     path = workdir.normalize(args.src)
     work = workdir.find(args.config_dir, path)
     if work is None:
@@ -54,26 +53,37 @@ def run(args: argparse.Namespace) -> int:
         return FAILED
     general = load_general(args.config_dir)
     options = load_fs(work.config_file, general)
-    warn = args.messages.warning
-    described = hooks.Run("fs", path, os.path.abspath(args.dst))
-    with offsite.sending(general.offsite, args.messages) as sending:
+    storage = Storage(args.dst, args.owner, wait=args.wait, adopt=args.adopt)
+    return back_up(work, options, storage, general.offsite, args.messages)
+
+
+def back_up(
+    work: workdir.Workdir,
+    options: FsOptions,
+    storage: Storage,
+    off_site: Offsite | None,
+    messages: Messages,
+) -> int:
+    """Back up the source of a working directory. Returns the exit status."""
+    started = time.monotonic()
+    dst, warn = storage.dst, messages.warning
+    described = hooks.Run("fs", work.source, os.path.abspath(dst))
+    with offsite.sending(off_site, messages) as sending:
         with (
             hooks.on_failure(options.hooks, described, warn),
-            working_on(args.dst, warn, args.owner, args.wait) as destination,
+            working_on(dst, warn, storage.owner, storage.wait) as destination,
         ):
             binding.check_series(destination, ARCHIVE)
-            binding.check(destination, path, adopt=args.adopt)
+            binding.check(destination, work.source, adopt=storage.adopt)
             at = destination.next_time()
-            source = examine_source(work, [args.dst, work.path], options.exclude, options.one_file_system)
+            source = examine_source(work, [dst, work.path], options.exclude, options.one_file_system)
             workdir.remove_left(work)
             with hooks.around(options.hooks, described, warn):
-                done = _back_up(destination, source, at, options, work, args.messages)
-            destination.note_success(at)
-            binding.bind(destination, path)
-            explanation.explain(destination)
+                done = _back_up(destination, source, at, options, work, messages)
+            success.conclude(destination, at, work.source, storage.keep if done.stored else None)
             sending.take(destination)
-        args.messages.summary(closing_line(done.stored, done.size, time.monotonic() - started))
-        args.messages.passed_on(done.unreadable)
+        messages.summary(closing_line(done.stored, done.size, time.monotonic() - started))
+        messages.passed_on(done.unreadable)
         return sending.finish() or (INCOMPLETE if done.unreadable else 0)
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from .arguments import add_destinations
+from .arguments import add_destinations, destinations
 from .destination import binding
 from .destination.catalog import listing
 from .destination.collection import Destinations
@@ -39,12 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.local and not args.long:
         raise Usage("--local is for --long")
-    destinations = Destinations.of(args.dst)
+    chosen = destinations(args)
     now = datetime.now(UTC)
     if args.json:
-        return _print_json(destinations, now, args.messages)
+        return _print_json(chosen, now, args.messages)
     form = partial(_long_lines, now, local_moment if args.local else shown_moment) if args.long else _lines
-    return destinations.each(args.messages, partial(_print_lines, form), headings=True)
+    return chosen.each(args.messages, partial(_print_lines, form), headings=True)
 
 
 def _print_lines(form: Callable[[Destination], Iterable[str]], dst: str, messages: Messages) -> int:

@@ -6,8 +6,10 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from .destination.retention import Policy
+from .errors import Error
 from .hooks import Hook
 from .programs.account import Account
+from .system.ownership import Owner, parse_owner
 from .times import parse_span
 
 TYPES = ("rdiff", "tar")
@@ -82,6 +84,23 @@ def _hook(value: Any) -> tuple[Hook, ...]:
     return (tuple(value),) if value else ()
 
 
+def _directory(value: Any) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value.startswith("/") or "\0" in value):
+        raise ValueError(f"must be the absolute path of a directory, not {value!r}")
+    return value
+
+
+def _owner(value: Any) -> Owner | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"must be a user and a group such as 'backup:', not {value!r}")
+    try:
+        return parse_owner(value)
+    except Error as error:
+        raise ValueError(str(error)) from error
+
+
 def _text(value: Any) -> str | None:
     if value is not None and (not isinstance(value, str) or not value or "\0" in value):
         raise ValueError(f"must be a string, not {value!r}")
@@ -132,6 +151,17 @@ _CHAINS = (
         " one: set '7d' or '30d' for those.",
     ),
 )
+_STORAGE = (
+    Option("DESTINATION", _directory, None, "Where 'run' stores this backup: a directory that exists."),
+    Option("OWNER", _owner, None, "Whom 'run' gives what it makes, such as 'backup:', as -u does."),
+    Option(
+        "KEEP",
+        _policy,
+        {},
+        "Which backups 'run' keeps when it has stored one, such as {'daily': 14, 'monthly': 12};"
+        " default: all.",
+    ),
+)
 _HOOKS = (
     Option(
         "BEFORE", _hook, [], "Runs before the backup: a command line (a list) or a function of one argument."
@@ -153,6 +183,7 @@ GENERAL_OPTIONS = (
 )
 FS_OPTIONS = (
     Option("TYPE", _one_of(TYPES), None, "The type of backup: 'rdiff' (chains of incrementals) or 'tar'."),
+    *_STORAGE,
     *_CHAINS,
     Option("EXCLUDE", _patterns, [], "Tar patterns to leave out, such as ['./tmp', '*.o']."),
     Option("ONE_FILE_SYSTEM", _flag, False, "Whether to stay on the file system of the source."),
@@ -177,6 +208,7 @@ FS_OPTIONS = (
     *_HOOKS,
 )
 DB_OPTIONS = (
+    *_STORAGE,
     *_CHAINS,
     Option("CONNECTION", _connection, None, "A libpq connection string, without a dbname."),
     Option("RUN_AS", _account, None, "The local user that runs the PostgreSQL programs."),

@@ -4,8 +4,7 @@ import argparse
 from datetime import timedelta
 from functools import partial
 
-from .arguments import add_destinations, add_wait, span
-from .destination.collection import Destinations
+from .arguments import add_destinations, add_wait, destinations, span
 from .destination.reader import Destination
 from .destination.retention import Decision, Policy, decide
 from .destination.writer import working_on
@@ -50,11 +49,11 @@ def run(args: argparse.Namespace) -> int:
     policy = Policy(**{word: getattr(args, f"keep_{word}") for word in _COUNTS}, within=args.keep_within)
     if not policy.keeps_anything():
         raise Usage("no policy: say what to keep, for example --keep-daily 14")
-    destinations = Destinations.of(args.dst)
+    chosen = destinations(args)
     if args.dry_run:
-        return destinations.each(args.messages, partial(_show, policy), headings=True)
+        return chosen.each(args.messages, partial(_show, policy), headings=True)
     remove = partial(_remove, policy, args.wait, args.verbose)
-    return destinations.each(args.messages, remove, headings=args.verbose)
+    return chosen.each(args.messages, remove, headings=args.verbose)
 
 
 def _show(policy: Policy, dst: str, messages: Messages) -> int:
@@ -68,12 +67,10 @@ def _show(policy: Policy, dst: str, messages: Messages) -> int:
 
 def _remove(policy: Policy, wait: timedelta, verbose: bool, dst: str, messages: Messages) -> int:
     with working_on(dst, messages.warning, wait=wait) as held:
-        decisions = decide(held.backups, policy)
+        decisions = held.prune(policy)
+    if verbose:
         for decision in decisions:
-            if not decision.keep:
-                held.remove(decision.backup)
-            if verbose:
-                print(_line(decision))
+            print(_line(decision))
     removed = sum(not decision.keep for decision in decisions)
     messages.summary(f"removed {removed} of {len(decisions)} backups")
     return 0

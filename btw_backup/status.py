@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from . import offsite
-from .arguments import add_destinations, span
+from .arguments import add_destinations, destinations, span
 from .config import load_general
 from .destination import binding
-from .destination.collection import Destinations
 from .destination.log import last_success
 from .destination.reader import Destination
 from .errors import Error, prefixing_errors
@@ -42,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     now = datetime.now(UTC)
     snapshots, problem = _snapshots(args.config_dir)
-    reports = [_report(dst, now, args.max_age, snapshots) for dst in Destinations.of(args.dst).paths]
+    reports = [_report(dst, now, args.max_age, snapshots) for dst in destinations(args).paths]
     if problem:
         args.messages.error(problem)
         reports = [_unreached(report) for report in reports]

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 
 from . import offsite
-from .arguments import add_destinations, add_wait
+from .arguments import add_destinations, add_wait, destinations
 from .config import Offsite
 from .destination.collection import Destinations
 from .destination.reader import Destination
@@ -29,14 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sends a destination even if it holds none of the backups of its newest copy",
     )
     add_wait(parser)
-    add_destinations(parser, nargs="*")
+    add_destinations(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    if not args.dst and not args.init:
-        raise Usage("name the destinations to send")
     if args.init and args.dry_run:
         raise Usage("--init cannot be used with --dry-run")
+    chosen = Destinations.of([]) if args.init and not args.dst else destinations(args)
     settings, repository = offsite.configured(args.config_dir)
     if args.init:
         repository.create()
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
                 _send(dst, repository, settings, messages, args.wait, replace=args.replace)
         return 0
 
-    return Destinations.of(args.dst).each(args.messages, act)
+    return chosen.each(args.messages, act)
 
 
 def _send(

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 from . import offsite
-from .arguments import add_at, add_destinations
+from .arguments import add_at, add_destinations, destinations
 from .config import load_db
 from .destination.catalog import GLOBALS
 from .destination.collection import Destinations
@@ -66,10 +66,10 @@ def run(args: argparse.Namespace) -> int:
         raise Usage("--restore-test cannot be used with --offsite")
     if args.subset is not None and not args.offsite:
         raise Usage("--subset is for --offsite")
-    destinations = Destinations.of(args.dst)
+    chosen = destinations(args)
     if args.offsite:
-        return _verify_offsite(destinations, args)
-    return destinations.each(args.messages, partial(_verify, args, destinations.named))
+        return _verify_offsite(chosen, args)
+    return chosen.each(args.messages, partial(_verify, args, chosen.named))
 
 
 def _verify(args: argparse.Namespace, among_others: bool, dst: str, messages: Messages) -> int:

@@ -106,7 +106,7 @@ step 'fish completes options' fish_completes 'btw-backup prune --keep-d' --keep-
 step 'fish completes directories' fish_completes "btw-backup list ${dst%w}" "$dst/"
 step 'zsh completes commands and directories' zsh_completes
 
-units='btw-backup-fs@srv-www btw-backup-fs@- btw-backup-db@shop btw-backup-db@global'
+units='btw-backup btw-backup-fs@srv-www btw-backup-fs@- btw-backup-db@shop btw-backup-db@global'
 for unit in $units; do
     step "systemd-analyze verify $unit" run \
         "systemd-analyze verify $unit.service $unit.timer 2>&1 | tee /dev/stderr | { ! grep btw-backup; }"
@@ -147,8 +147,15 @@ btw-backup fs-restore fs/- /tmp/restored etc root usr/bin
 diff -r --no-dereference /etc /tmp/restored/etc
 diff -r --no-dereference /usr/bin /tmp/restored/usr/bin
 [ -e /tmp/touched ]
-systemctl start btw-backup-fs@srv-www.timer btw-backup-db@shop.timer
-[ "$(systemctl list-timers --no-legend 'btw-backup-*' | wc -l)" = 2 ]
+# One unit for all that have a DESTINATION.
+echo 'DESTINATION = "/var/backups/btw-backup/fs/srv-www"' | tee -a ~/.btw-backup/www.*/config.py
+echo 'DESTINATION = "/var/backups/btw-backup/db/shop"' >>~/.btw-backup/shop.py
+echo four >/srv/www/new
+systemctl start btw-backup.service
+[ "$(btw-backup list fs/srv-www | wc -l)" = 4 ]
+[ "$(btw-backup status | grep -c 'OK - .*last success [0-9]*s ago')" = 2 ]
+systemctl start btw-backup.timer btw-backup-fs@srv-www.timer btw-backup-db@shop.timer
+[ "$(systemctl list-timers --no-legend 'btw-backup*' | wc -l)" = 3 ]
 END
 
 step 'the example for cron' run 'ls /usr/share/doc/btw-backup/examples/btw-backup.cron'

@@ -43,7 +43,7 @@ def test_help_names_the_commands_and_general_options(btw: Btw) -> None:
         ("fs", ["[-h] [-u UID[:GID]]", "src dst"]),
         ("fs-init", ["[-h] --type {rdiff,tar}", "src name"]),
         ("db", ["[-h] [-g] [-u UID[:GID]]", "[db] dst"]),
-        ("list", ["[-h]", "dst [dst ...]"]),
+        ("list", ["[-h]", "[dst ...]"]),
     ],
 )
 def test_usage_lines(btw: Btw, command: str, parts: list[str]) -> None:

@@ -23,6 +23,7 @@ from .catalog import CHECKSUM, ENDING_OF, Backup, Limits, full_backup_due
 from .lock import UNPAIRED, locked, private_directory, scratch_directory
 from .reader import Destination, open_directory
 from .record import NOTHING_KNOWN, Record
+from .retention import Decision, Policy, decide
 
 _STAGE = "stage"
 
@@ -195,6 +196,14 @@ class LockedDestination(Destination):
             self.directory.sync()
             with self.keeping_record():  # the newest backup may share files with it
                 self.scratch.remove(backup.name)
+
+    def prune(self, policy: Policy) -> list[Decision]:
+        """Remove the backups that a policy does not keep. Returns what was decided of each, oldest first."""
+        decisions = decide(self.backups, policy)
+        for decision in decisions:
+            if not decision.keep:
+                self.remove(decision.backup)
+        return decisions
 
     def make_destination(self, name: str) -> None:
         """Make a destination in this directory of them, unless it holds something of that name."""
