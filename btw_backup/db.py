@@ -170,7 +170,7 @@ def _store(
     with destination.stage() as stage, stage.create(mirror) as dumped:
         with _latest(destination, mirror) as latest:
             before = None if latest is None else os.fstat(latest).st_size
-            with messages.progress(before) as advance:
+            with messages.progress(f"dumping {database or 'globals'}", before) as advance:
                 _dump(database, options, dumped, stage, advance)
             same = dumps.same_globals if database is None else dumps.same_dump
             if latest is not None and same(latest, dumped):

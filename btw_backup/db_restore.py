@@ -3,7 +3,9 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 
 from .arguments import add_at, add_destination
 from .config import load_db
@@ -122,30 +124,28 @@ def _use_dump(content: Content, args: argparse.Namespace) -> None:
             return
         server = load_db(args.config_dir, database).server
         tables = Tables.of(dumped, args.table, args.schema) if args.table or args.schema else None
-        if args.create:
-            _restore_into_new(args.db, dumped, server, args.jobs, tables)
-        elif tables is None:
-            _restore_into(args.db, dumped, server, args.jobs, clean=args.clean)
-        else:
-            tables.check(args.db, server, clean=args.clean)
-            entries = tables.numbers(args.db, server)
-            postgres.restore(args.db, dumped, server, clean=args.clean, entries=entries)
+        with args.messages.progress(f"restoring into {args.db}", content.size()) as advance:
+            restore = partial(postgres.restore, args.db, dumped, server, advance=advance)
+            if args.create:
+                _restore_into_new(args.db, dumped, server, tables, partial(restore, jobs=args.jobs))
+            elif tables is None:
+                if not args.clean and postgres.holds_objects(args.db, server):
+                    raise Error(f"the database {args.db} is not empty: use --clean to replace what it holds")
+                restore(clean=args.clean, jobs=args.jobs)
+            else:
+                tables.check(args.db, server, clean=args.clean)
+                restore(clean=args.clean, entries=tables.numbers(args.db, server))
 
 
-def _restore_into_new(database: str, dumped: int, server: Server, jobs: int, tables: Tables | None) -> None:
+def _restore_into_new(
+    database: str, dumped: int, server: Server, tables: Tables | None, restore: Callable[..., None]
+) -> None:
     postgres.create_database(database, dumped, server)
     try:
-        entries = None if tables is None else tables.numbers(database, server)
-        postgres.restore(database, dumped, server, jobs=jobs, new=True, entries=entries)
+        restore(entries=None if tables is None else tables.numbers(database, server), new=True)
     except BaseException:
         postgres.drop_database(database, server)
         raise
-
-
-def _restore_into(database: str, dumped: int, server: Server, jobs: int, *, clean: bool) -> None:
-    if not clean and postgres.holds_objects(database, server):
-        raise Error(f"the database {database} is not empty: use --clean to replace what it holds")
-    postgres.restore(database, dumped, server, clean=clean, jobs=jobs)
 
 
 def _write(content: Content, path: str) -> None:

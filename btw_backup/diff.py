@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 
 from .archive.differences import GONE, NEW, Difference
 from .arguments import add_destination
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         old = opened.enter_context(destination.opened(destination.choose(times[0], now)))
         _check_archive(old, args.dst)
         if args.against is not None:
-            found = against(old, args.against, args.messages.progress)
+            found = against(old, args.against, partial(args.messages.progress, "comparing"))
         else:
             new = opened.enter_context(destination.opened(destination.choose(times[1], now)))
             _check_archive(new, args.dst)

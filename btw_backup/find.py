@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         patterns = [from_source(pattern, source) for pattern in args.pattern]
         matches = matcher(patterns, ignores_case=args.ignore_case)
         points = _between(destination.points(), args.since, args.until, datetime.now(UTC))
-        with args.messages.progress(len(points), " points") as advance:
+        with args.messages.progress("searching", len(points), " points") as advance:
             ended = versions(_told(states(destination, points), advance), matches)
             found = (version for some in ended for version in _flushed(some))
             number = show_json(map(_object, found)) if args.json else _print(found, args.messages)

@@ -37,7 +37,7 @@ _SHARES = 4
 
 
 class _Walked(NamedTuple):
-    """A stretch that was walked: where it starts, a digest, its newest timestamp in ns.
+    """A stretch that was walked: where it starts, a digest, its newest timestamp in ns, its size in bytes.
 
     ``is_here``: it is all on the file system of the source. ``links``: a digest of the names that it holds of
     files with several, empty if there are none.
@@ -46,6 +46,7 @@ class _Walked(NamedTuple):
     start: bytes
     digest: str
     newest: int
+    size: int
     is_here: bool
     links: str
 
@@ -74,6 +75,10 @@ class Fingerprint(NamedTuple):
                 else:
                     found.append((walked.start, stop))
         return found
+
+    def size(self) -> int:
+        """The size of all files in bytes; one with several names counts for each."""
+        return sum(found.size for found in self.walked)
 
     def settle(self, source: Source) -> tuple[Stretch, ...]:
         """Return what is to be recorded of the source as it was, without digests that are not certain.
@@ -184,7 +189,7 @@ class _Stretches:
     def _end(self) -> None:
         digest = self._digest.hexdigest()
         links = self._links.hexdigest() if self._has_links else ""
-        self.walked.append(_Walked(self._start, digest, self._newest, self._is_here, links))
+        self.walked.append(_Walked(self._start, digest, self._newest, self._bytes, self._is_here, links))
 
     def add(self, entries: Iterator[walk.Entry]) -> None:
         """Add all of these, and end the last stretch."""

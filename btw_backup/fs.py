@@ -24,7 +24,7 @@ from .destination.newest import NewestArchive, newest_archive
 from .destination.record import NOTHING_KNOWN, Record, Stretch
 from .destination.writer import LockedDestination, working_on
 from .errors import FAILED, INCOMPLETE, Error
-from .messages import Messages
+from .messages import Advancing, Messages, Progress
 from .programs import compressors, versions
 from .programs.process import Result
 from .programs.tar import Source
@@ -118,12 +118,16 @@ def _back_up(
     if changed == []:
         _note_unchanged(destination, options, at)
         return _Done(None, 0, "")
+
+    def progress(expected: int | None) -> Advancing:
+        return messages.progress("backing up", expected or (mark and mark.size()))
+
     stretches: Sequence[Stretch] = () if mark is None else mark.settle(source)
     back_up = _back_up_tarball if options.type == "tar" else _back_up_chain
     try:
-        read = back_up(destination, source, at, options, work, messages, known, changed)
+        read = back_up(destination, source, at, options, work, progress, known, changed)
     except Uncompared:
-        read = back_up(destination, source, at, options, work, messages, known, None)
+        read = back_up(destination, source, at, options, work, progress, known, None)
     if read.stored is None:
         _note_unchanged(destination, options, at)
     if read.result.status == 1:
@@ -200,14 +204,14 @@ def _back_up_tarball(
     at: datetime,
     options: FsOptions,
     work: workdir.Workdir,
-    messages: Messages,
+    progress: Progress,
     known: Record,
     changed: Sequence[Range] | None,
 ) -> _Read:
     """Store the archive if it is not what the newest tarball holds."""
     backup = _previous(destination, "tar")
     with ExitStack() as opened:
-        advance = opened.enter_context(messages.progress(_size(destination, "tar")))
+        advance = opened.enter_context(progress(_size(destination, "tar")))
         archive = opened.enter_context(archiving(source, digested=True, advance=advance))
         blocks: Iterator[bytes] | None = archive.blocks()
         # Inodes that differ are taken for a difference in the archive, which is then looked for last.
@@ -232,7 +236,7 @@ def _back_up_chain(
     at: datetime,
     options: FsOptions,
     work: workdir.Workdir,
-    messages: Messages,
+    progress: Progress,
     known: Record,
     changed: Sequence[Range] | None,
 ) -> _Read:
@@ -257,7 +261,7 @@ def _back_up_chain(
                 ranges = opened.enter_context(ranges_of(source, before.parts, changed))
         read = [slice(*run) for run in ranges.runs] if ranges else [slice(None)]
         expected = sum(part.size for run in read for part in before.parts[run])
-        advance = opened.enter_context(messages.progress(expected or None))
+        advance = opened.enter_context(progress(expected))
         archive = opened.enter_context(
             archiving(source, digested=False, advance=advance, named=ranges.named if ranges else None)
         )

@@ -136,7 +136,7 @@ def _unpack(content: Content, top: Directory, members: list[str], messages: Mess
     selection = content.select(members)
     extra, above = (selection.extra, selection.above) if selection else (set(), [])
     with (
-        messages.progress(content.size(selection)) as advance,
+        messages.progress("restoring", content.size(selection)) as advance,
         unpacking(top, [*members, *extra], above) as unpacked,
     ):
         content.write_to(unpacked.write, advance, selection)

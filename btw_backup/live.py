@@ -2,22 +2,20 @@
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Self
 
 from .archive.differences import ATTRIBUTES, CONTENT, GONE, NEW, TYPE, Difference, pairs
 from .archive.headers import DIRECTORY, HARD_LINK
 from .destination.contents import Content
 from .errors import prefixing_errors
+from .messages import Progress
 from .programs.tar import Aspect, Source, comparing
 from .system.directories import Directory
 from .walk import Tree, path_of, walk
 
 # How often something may vanish.
 _TRIES = 1000
-
-Progress = Callable[[int | None], AbstractContextManager[Callable[[int], None]]]
 
 
 class _Item(NamedTuple):

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from .errors import Error
 
@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
+# What is called with each number of bytes done; what shows that of so many as are expected, if that is known.
+Advancing = AbstractContextManager[Callable[[int], None]]
+Progress = Callable[[int | None], Advancing]
+
+# What a terminal of 80 columns has room for beside numbers of bytes, the rate and the time left.
+_LONGEST = 30
 # A newline or an escape sequence in a file name must not forge or hide a line.
 _CONTROL = {code: f"\\x{code:02x}" for code in [*range(0x20), *range(0x7F, 0xA0)] if code != 0x09}
 
@@ -134,10 +140,13 @@ class Messages:
         show(text)
 
     @contextmanager
-    def progress(self, total: int | None = None, unit: str = "B") -> Iterator[Callable[[int], None]]:
+    def progress(
+        self, what: str, total: int | None = None, unit: str = "B"
+    ) -> Iterator[Callable[[int], None]]:
         """Show a bar on a terminal that can. What this yields is to be called with each number of bytes done.
 
-        ``total``: how many bytes, or other units, are expected; None if that is not known.
+        ``what`` is being done, such as "verifying"; ``total``: how many bytes, or other units, are expected,
+        None if that is not known.
         """
         if not self._bar:
             yield lambda count: None
@@ -145,13 +154,24 @@ class Messages:
         from tqdm import tqdm  # only a terminal is worth the time that this takes
 
         with tqdm(
-            total=total, unit=unit, unit_scale=unit == "B", leave=False, delay=0.5, file=sys.stderr
+            desc=_shortened(one_line(what if self._subject is None else f"{self._subject}: {what}")),
+            total=total,
+            unit=unit,
+            unit_scale=unit == "B",
+            leave=False,
+            delay=0.5,
+            file=sys.stderr,
         ) as bar:
             self._shown = bar
             try:
                 yield lambda count: _advance(bar, count)
             finally:
                 self._shown = None
+
+
+def _shortened(text: str) -> str:
+    """The end of a text, if it would leave no room for the bar."""
+    return text if len(text) <= _LONGEST else "…" + text[1 - _LONGEST :]
 
 
 def _advance(bar: "tqdm[Any]", count: int) -> None:

@@ -205,7 +205,7 @@ def send(
     parent = own[-1].snapshot.id if own else None
     tags = [_name_tag(view.name), _NEWEST + format_moment(state.newest_time)]
     tags += [] if view.source is None else [_SOURCE + quote(os.fsencode(view.source))]
-    with messages.progress(state.size()) as advance:
+    with messages.progress("sending", state.size()) as advance:
         added = repository.store(view.directory.fileno(), TREE, tags, parent, advance)
     _note_sent(view, state, settings.address)
     if own and settings.keep is not None:

@@ -83,7 +83,10 @@ def _verify(args: argparse.Namespace, among_others: bool, dst: str, messages: Me
         for chosen in points:
             time = shown_moment(chosen.point.time)
             try:
-                with destination.opened(chosen) as content, messages.progress(content.size()) as advance:
+                with (
+                    destination.opened(chosen) as content,
+                    messages.progress(f"verifying {time}", content.size()) as advance,
+                ):
                     _check(content, passed, advance)
                     # Beside databases there are globals, of which there is no such test.
                     passed_over = among_others and content.database() is None

@@ -470,7 +470,7 @@ def test_a_target_that_will_not_do_is_left_as_it_is(
 def test_closing_line(btw: Btw, backup: Backup, src: Path, dst: Path, target: Path) -> None:
     (name,) = backup(src, "bzip2")
     result = btw("-v", "fs-restore", dst, target)
-    assert result == Result(0, "", f"{PROG}: restored {name[:19]} into {target}\n")
+    assert result == Result(0, "", f"{PROG}: restored {name[:19]}Z into {target}\n")
 
 
 def test_an_empty_destination(btw: Btw, dst: Path, target: Path) -> None:

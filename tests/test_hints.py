@@ -50,7 +50,7 @@ def test_the_usual_configuration_directory_need_not_be_named(tmp_path: Path, dst
         ("list --lnog=3 /dst", "unknown option --lnog: did you mean --long?"),
         ("fs --frobnicate /etc", "unknown option --frobnicate"),
         ("prune -lx /dst", "unknown option -l"),
-        ("--nonsense list /dst", "unknown option --nonsense"),
+        ("--nonsense list /dst", "unrecognized arguments: --nonsense"),
         ("list -q -v /dst", "argument -v/--verbose: not allowed with argument -q/--quiet"),
         ("-q list -v /dst", "argument -v/--verbose: not allowed with argument -q/--quiet"),
     ],

@@ -275,7 +275,13 @@ def mixture(dst: Path, tmp_path: Path) -> list[str]:
 
 
 def ok(times: list[str]) -> str:
-    return "".join(f"{PROG}: {time}: ok\n" for time in times)
+    return "".join(f"{PROG}: {time}Z: ok\n" for time in times)
+
+
+def failing(result: Result) -> list[str]:
+    """The times that errors are about."""
+    lines = [line.removeprefix(f"{PROG}: ") for line in result.err.splitlines()]
+    return [line[:19] for line in lines if line.startswith("2025")]
 
 
 def test_all_is_well(btw: Btw, dst: Path, mixture: list[str]) -> None:
@@ -340,7 +346,7 @@ def test_each_damaged_point_is_named_and_no_other(
     assert [line for line in ours if line.endswith(": ok")] == ok(good).splitlines()
     failures = [line for line in ours if not line.endswith(": ok")]
     assert [line[len(f"{PROG}: ") :][:19] for line in failures] == bad
-    assert all(re.fullmatch(rf"{PROG}: \S{{19}}: .{{10,}}", line) for line in failures)
+    assert all(re.fullmatch(rf"{PROG}: \S{{19}}Z: .{{10,}}", line) for line in failures)
     quiet = btw("verify", dst)
     assert quiet.status == 1 and ": ok" not in quiet.err
     assert btw("verify", "--at", mixture[2], dst) == SILENCE
@@ -360,7 +366,11 @@ def test_a_damaged_mirror_costs_all_points_of_the_chain(
         (dst / CHAIN / "backup.tar").write_bytes(data)
     result = btw("verify", dst)
     assert result.status == 1
-    named = [line.split(": ")[1] for line in result.err.splitlines() if line.startswith(f"{PROG}: 2025")]
+    named = [
+        line.removeprefix(f"{PROG}: ")[:19]
+        for line in result.err.splitlines()
+        if line.startswith(f"{PROG}: 2025")
+    ]
     assert sorted(set(named)) == mixture[:3]
     assert btw("verify", "--latest", dst) == SILENCE
 
@@ -372,7 +382,11 @@ def test_damaged_metadata(btw: Btw, dst: Path, mixture: list[str], damage: Calla
         damage(path)
     result = btw("verify", dst)
     assert result.status == 1
-    named = {line.split(": ")[1] for line in result.err.splitlines() if line.startswith(f"{PROG}: 2025")}
+    named = {
+        line.removeprefix(f"{PROG}: ")[:19]
+        for line in result.err.splitlines()
+        if line.startswith(f"{PROG}: 2025")
+    }
     assert named == set(mixture[:3])
 
 
@@ -382,7 +396,11 @@ def test_a_sound_file_that_is_another(btw: Btw, dst: Path, tmp_path: Path, mixtu
     (dst / f"{mixture[7]}.tar").write_bytes(archive(tmp_path, 99))
     result = btw("verify", dst)
     assert result.status == 1
-    named = {line.split(": ")[1] for line in result.err.splitlines() if line.startswith(f"{PROG}: 2025")}
+    named = {
+        line.removeprefix(f"{PROG}: ")[:19]
+        for line in result.err.splitlines()
+        if line.startswith(f"{PROG}: 2025")
+    }
     assert {mixture[2], mixture[7]} <= named
 
 
@@ -391,7 +409,7 @@ def test_what_decompresses_but_is_no_archive(btw: Btw, dst: Path) -> None:
     (dst / "2025-01-02T00:00:00.tar.gz").write_bytes(gzip.compress(b"nor is this\n" * 1000))
     result = btw("verify", dst)
     assert result.status == 1
-    assert "2025-01-01T00:00:00: " in result.err and "2025-01-02T00:00:00: " in result.err
+    assert "2025-01-01T00:00:00Z: " in result.err and "2025-01-02T00:00:00Z: " in result.err
 
 
 def test_nothing_to_verify(btw: Btw, dst: Path) -> None:
@@ -422,7 +440,7 @@ def test_restore_test(btw: Btw, dst: Path, server: Server, make_database: MakeDa
         server.psql("DROP OWNED BY btw_owner; DROP ROLE btw_owner", name)
     result = btw("verify", "--restore-test", dst, env=server.as_superuser)
     assert result.status == 1
-    assert "btw_owner" in result.err and result.err.splitlines()[-1].startswith(f"{PROG}: {newest}: ")
+    assert "btw_owner" in result.err and result.err.splitlines()[-1].startswith(f"{PROG}: {newest}Z: ")
     assert databases(server) == before
     assert btw("verify", dst, env=server.as_superuser) == SILENCE
 

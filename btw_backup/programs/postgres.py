@@ -46,21 +46,30 @@ def dump(
     ``compression`` is 0 for none, up to 9. ``advance`` is told of each number of bytes written. Raises
     Error, with pg_dump's stderr, if it fails.
     """
-    told = 0
 
-    def tell() -> None:
-        nonlocal told
-        written = os.fstat(output).st_size
-        advance(written - told)
-        told = written
+    def written() -> int:
+        return os.fstat(output).st_size
 
     argv = ["pg_dump", "--format=custom", f"--compress={compression}"]
-    server.run(argv, database, stdout=output, meanwhile=tell).check()
+    server.run(argv, database, stdout=output, meanwhile=_teller(written, advance)).check()
     found = dumps.dumped_database(output)
     if found is None:
         server.confirm(database)
     elif found != database:
         raise wrong_database(database, found)
+
+
+def _teller(done: Callable[[], int], advance: Callable[[int], None]) -> Callable[[], None]:
+    """Return what is to be called now and then, and tells ``advance`` by how much ``done`` has grown."""
+    told = 0
+
+    def tell() -> None:
+        nonlocal told
+        now = max(done(), told)
+        advance(now - told)
+        told = now
+
+    return tell
 
 
 def source(database: str | None, server: Server) -> str | None:
@@ -99,13 +108,14 @@ def restore(
     jobs: int = 1,
     new: bool = False,
     entries: Sequence[int] | None = None,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> None:
     """Load a dump into a database, in one transaction unless ``jobs`` is more than 1.
 
     ``clean``: drop what is restored first; ``new``: the caller drops the database if this
-    fails; ``entries``: the numbers of those that are restored, in this order, instead of all. Raises Error if
-    it fails, with the database as it was; parallel jobs can't be one transaction, so an empty database is
-    emptied again.
+    fails; ``entries``: the numbers of those that are restored, in this order, instead of all; ``advance`` is
+    told of each number of bytes read, unless jobs read in parallel. Raises Error if it fails, with the
+    database as it was; parallel jobs can't be one transaction, so an empty database is emptied again.
     """
     argv = ["pg_restore", "--exit-on-error"]
     if clean:
@@ -118,7 +128,9 @@ def restore(
         if jobs == 1:
             os.lseek(dump_file, 0, os.SEEK_SET)
             argv.append("--single-transaction")
-            server.run_writing(argv, database, stdin=dump_file, pass_fds=passed).check()
+            # They share the offset.
+            tell = _teller(lambda: os.lseek(dump_file, 0, os.SEEK_CUR), advance)
+            server.run_writing(argv, database, stdin=dump_file, pass_fds=passed, meanwhile=tell).check()
             return
         passed.append(stack.enter_context(_readable(dump_file, server)))
         argv += [f"--jobs={jobs}", f"/proc/self/fd/{passed[-1]}"]
