@@ -13,7 +13,10 @@ from ..system.directories import Directory
 from . import chain
 from .labels import ARCHIVE
 from .reader import Destination
-from .writer import LockedDestination
+
+TYPE_CHECKING = False  # what only reads does not wait for what writes
+if TYPE_CHECKING:
+    from .writer import LockedDestination
 
 NOTE = "source.txt"
 # No path is longer than 4096 bytes (limits.h), and a digest follows.
@@ -46,7 +49,7 @@ def check(destination: Destination, source: str | None, *, adopt: bool) -> None:
     )
 
 
-def check_series(destination: LockedDestination, mirror: str) -> None:
+def check_series(destination: "LockedDestination", mirror: str) -> None:
     """Raise Error if a chain holds another file than ``mirror``: no source can adopt that."""
     bound = read(destination.directory) or "something else"
     for backup in destination.backups:
@@ -61,7 +64,7 @@ def check_series(destination: LockedDestination, mirror: str) -> None:
         )
 
 
-def bind(destination: LockedDestination, source: str | None) -> None:
+def bind(destination: "LockedDestination", source: str | None) -> None:
     """Note the source, if it is known, once a run has succeeded."""
     if source is not None:
         name = os.fsencode(source)

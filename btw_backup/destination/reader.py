@@ -8,8 +8,12 @@ from typing import Self
 from ..errors import Error
 from ..system.directories import Directory
 from ..times import latest_moment, shown_moment
-from . import catalog, contents, points
+from . import catalog
 from .catalog import Backup, Chosen
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .contents import Content
 
 _TRIES = 5
 
@@ -51,8 +55,10 @@ class Destination:
         return catalog.choose(self.backups, at, None if at is None else latest_moment(at, now))
 
     @contextmanager
-    def opened(self, chosen: Chosen) -> Iterator[contents.Content]:
+    def opened(self, chosen: Chosen) -> Iterator["Content"]:
         """Yield the content of a point, even if a backup has added a point to its chain meanwhile."""
+        from . import points  # who only lists backups does not wait for what reads them
+
         with ExitStack() as stack:
             for _ in range(_TRIES):
                 try:

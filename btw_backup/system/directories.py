@@ -2,7 +2,6 @@
 
 import errno
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
@@ -196,7 +195,7 @@ class Directory:
                 with top.open(waiting.pop()) as inner:
                     for entry in inner.names():
                         if inner.holds_directory(entry):
-                            waiting.append(secrets.token_hex(16))
+                            waiting.append(os.urandom(16).hex())
                             inner.rename(entry, top, waiting[-1])
 
     def set_times(self, found: os.stat_result) -> None:
