@@ -177,7 +177,7 @@ def _store(
                 destination.note_unchanged(at, options.limits)
                 return None, os.fstat(dumped).st_size
             afresh = _other_compression(latest, dumped) if latest is not None and database else None
-        with NewPoint(destination, stage, at, options.limits, afresh=afresh) as point:
+        with NewPoint(destination, stage, at, options.limits, messages.progress, afresh=afresh) as point:
             point.prepare()  # which takes as long as reading the dump
             (dumps.read_globals if database is None else postgres.read_dump)(dumped)
             return point.commit([mirror]), os.fstat(dumped).st_size

@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from functools import partial
 
 from .archive.differences import GONE, NEW, Difference
 from .arguments import add_destination
@@ -43,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         old = opened.enter_context(destination.opened(destination.choose(times[0], now)))
         _check_archive(old, args.dst)
         if args.against is not None:
-            found = against(old, args.against, partial(args.messages.progress, "comparing"))
+            found = against(old, args.against, args.messages.progress)
         else:
             new = opened.enter_context(destination.opened(destination.choose(times[1], now)))
             _check_archive(new, args.dst)

@@ -24,7 +24,7 @@ from .destination.newest import NewestArchive, newest_archive
 from .destination.record import NOTHING_KNOWN, Record, Stretch
 from .destination.writer import LockedDestination, working_on
 from .errors import FAILED, INCOMPLETE, Error
-from .messages import Advancing, Messages, Progress
+from .messages import Messages
 from .programs import compressors, versions
 from .programs.process import Result
 from .programs.tar import Source
@@ -119,15 +119,13 @@ def _back_up(
         _note_unchanged(destination, options, at)
         return _Done(None, 0, "")
 
-    def progress(expected: int | None) -> Advancing:
-        return messages.progress("backing up", expected or (mark and mark.size()))
-
+    before = _Before(known, changed, mark and mark.size())
     stretches: Sequence[Stretch] = () if mark is None else mark.settle(source)
     back_up = _back_up_tarball if options.type == "tar" else _back_up_chain
     try:
-        read = back_up(destination, source, at, options, work, progress, known, changed)
+        read = back_up(destination, source, at, options, work, messages, before)
     except Uncompared:
-        read = back_up(destination, source, at, options, work, progress, known, None)
+        read = back_up(destination, source, at, options, work, messages, before._replace(changed=None))
     if read.stored is None:
         _note_unchanged(destination, options, at)
     if read.result.status == 1:
@@ -139,6 +137,17 @@ def _back_up(
     options_known = None if mark is None else mark.options
     destination.record(Record(options_known, read.digest, read.tar, read.parts, stretches))
     return _Done(read.stored, read.size, read.result.stderr if read.result.status == 2 else "")
+
+
+class _Before(NamedTuple):
+    """What is known before the source is read: of the newest backup, and from a walk over the inodes.
+
+    ``changed`` is where they differ, ``size`` that of all files in bytes; None if it is not known.
+    """
+
+    known: Record
+    changed: Sequence[Range] | None
+    size: int | None
 
 
 class _Read(NamedTuple):
@@ -204,18 +213,19 @@ def _back_up_tarball(
     at: datetime,
     options: FsOptions,
     work: workdir.Workdir,
-    progress: Progress,
-    known: Record,
-    changed: Sequence[Range] | None,
+    messages: Messages,
+    before: _Before,
 ) -> _Read:
     """Store the archive if it is not what the newest tarball holds."""
     backup = _previous(destination, "tar")
     with ExitStack() as opened:
-        advance = opened.enter_context(progress(_size(destination, "tar")))
+        advance = opened.enter_context(
+            messages.progress("backing up", _size(destination, "tar") or before.size)
+        )
         archive = opened.enter_context(archiving(source, digested=True, advance=advance))
         blocks: Iterator[bytes] | None = archive.blocks()
         # Inodes that differ are taken for a difference in the archive, which is then looked for last.
-        if backup is not None and (changed is None or known.digest is None):
+        if backup is not None and (before.changed is None or before.known.digest is None):
             file = opened.enter_context(destination.stored_file(backup))
             blocks = changed_blocks(archive, (file, backup.compression))
         stored = None
@@ -225,7 +235,7 @@ def _back_up_tarball(
                 for block in blocks:
                     packed.write(block)
             compressors.check_ending(tarball.file, options.compression, archive.size)
-            if archive.digest() != known.digest:
+            if archive.digest() != before.known.digest:
                 stored = tarball.commit(archive.size)
         return _Read(archive.result, archive.size, stored, archive.digest())
 
@@ -236,51 +246,59 @@ def _back_up_chain(
     at: datetime,
     options: FsOptions,
     work: workdir.Workdir,
-    progress: Progress,
-    known: Record,
-    changed: Sequence[Range] | None,
+    messages: Messages,
+    before: _Before,
 ) -> _Read:
     """Store the parts of the archive that are not those of the newest chain."""
-    tar = _tar()
+    tar, known = _tar(), before.known
     with ExitStack() as opened:
-        before = opened.enter_context(
+        newest = opened.enter_context(
             newest_archive(destination, _previous(destination, "rdiff"), known.parts)
         )
-        afresh = before.unusable
+        afresh = newest.unusable
         if known.tar not in (None, tar):
             # Its headers may all be written otherwise: as many differences as there are files.
             afresh = f"tar is now {tar}, and the newest backup was made by {known.tar}"
         stage = opened.enter_context(workdir.staging(work))
-        point = opened.enter_context(
-            NewPoint(destination, stage, at, options.limits, shares=options.share_parts, afresh=afresh)
+        adding = NewPoint(
+            destination,
+            stage,
+            at,
+            options.limits,
+            messages.progress,
+            shares=options.share_parts,
+            afresh=afresh,
         )
+        point = opened.enter_context(adding)
         ranges = None
-        if changed is not None and known.options is not None:
+        if before.changed is not None and known.options is not None:
             point.prepare()  # something has changed, most likely
             if not point.is_full:
-                ranges = opened.enter_context(ranges_of(source, before.parts, changed))
+                ranges = opened.enter_context(ranges_of(source, newest.parts, before.changed))
         read = [slice(*run) for run in ranges.runs] if ranges else [slice(None)]
-        expected = sum(part.size for run in read for part in before.parts[run])
-        advance = opened.enter_context(progress(expected))
-        archive = opened.enter_context(
-            archiving(source, digested=False, advance=advance, named=ranges.named if ranges else None)
-        )
+        expected = sum(part.size for run in read for part in newest.parts[run])
         found = []
         sizes = parts.FULL if point.is_full else parts.INCREMENTAL
-        for part in _compared(archive, before, ranges, stage, sizes):
-            if isinstance(part, Made):
-                point.prepare()
-            found.append(part)
-        stored, now = None, before.parts
-        if any(isinstance(part, Made) for part in found) or len(found) != len(before.parts):
-            stored, now = point.commit_archive(found, before.parts, compared=ranges is None)
+        with (
+            messages.progress("backing up", expected or before.size) as advance,
+            archiving(
+                source, digested=False, advance=advance, named=ranges.named if ranges else None
+            ) as archive,
+        ):
+            for part in _compared(archive, newest, ranges, stage, sizes):
+                if isinstance(part, Made):
+                    point.prepare()
+                found.append(part)
+        stored, now = None, newest.parts
+        if any(isinstance(part, Made) for part in found) or len(found) != len(newest.parts):
+            stored, now = point.commit_archive(found, newest.parts, compared=ranges is None)
         size = sum(part.size for part in now)
     return _Read(archive.result, size, stored, None, tar, now, ranges)
 
 
 def _compared(
-    archive: Archive, before: NewestArchive, ranges: Ranges | None, stage: Directory, sizes: parts.Sizes
+    archive: Archive, newest: NewestArchive, ranges: Ranges | None, stage: Directory, sizes: parts.Sizes
 ) -> Iterator[Part | Made]:
     if ranges is None:
-        return compare(archive.blocks(), before.parts, before.open, stage, sizes)
-    return compare_some(archive.blocks(), before.parts, ranges.runs, before.open, stage, sizes)
+        return compare(archive.blocks(), newest.parts, newest.open, stage, sizes)
+    return compare_some(archive.blocks(), newest.parts, ranges.runs, newest.open, stage, sizes)

@@ -41,7 +41,7 @@ def against(content: Content, directory: str, progress: Progress) -> Iterator[Di
     Raises Error if either can't be read.
     """
     with prefixing_errors(directory), Directory.at(directory) as top:
-        with progress(content.size()) as advance, comparing(top) as compared:
+        with progress("comparing", content.size()) as advance, comparing(top) as compared:
             content.write_to(compared.write, advance)
             told = compared.differences()
         for name, old, new in pairs(_stored(content), _found(directory)):

@@ -13,9 +13,8 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
-# What is called with each number of bytes done; what shows that of so many as are expected, if that is known.
-Advancing = AbstractContextManager[Callable[[int], None]]
-Progress = Callable[[int | None], Advancing]
+# What shows how far something is: what is done, and how many bytes are expected, if that is known.
+Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 
 # What a terminal of 80 columns has room for beside numbers of bytes, the rate and the time left.
 _LONGEST = 30

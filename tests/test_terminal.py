@@ -78,3 +78,13 @@ def test_verify_and_restore_end_with_a_line(
     assert on_terminal("verify", dst) == (0, f"btw_backup: {time}: ok\r\n")
     target = tmp_path / "restored"
     assert on_terminal("fs-restore", dst, target) == (0, f"btw_backup: restored {time} into {target}\r\n")
+
+
+def test_each_step_of_a_backup_has_a_bar(src: Path, dst: Path, config_dir: Path, btw: Btw) -> None:
+    (src / "large").write_bytes(os.urandom(400_000_000))
+    assert btw("fs-init", "--type", "rdiff", src, "name").status == 0
+    status, shown = on_terminal("--config-dir", config_dir, "fs", src, dst)
+    assert status == 0
+    for step in ("backing up", "storing"):
+        bar = rf"{step}: +\d+%\|[^|]+\| \d+(\.\d)?M/4\d\dM \[\d\d:\d\d<\d\d:\d\d, .*B/s\]"
+        assert re.search(bar, shown), step

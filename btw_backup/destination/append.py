@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 
 from ..archive.parts import Made, Part
 from ..errors import Error, prefixing_errors, uninterrupted
-from ..messages import size
+from ..messages import Progress, size
 from ..system.directories import Directory
 from ..system.files import copy_all
 from ..system.room import room_on
@@ -49,9 +49,9 @@ class Uncompared(Exception):
 class NewPoint:
     """A point of a chain, being added: files staged in ``stage``, and others that stay as they are.
 
-    ``afresh``: why it begins a new chain, if it does not for another reason. With ``shares`` a new chain
-    shares with the one before what stays the same. Leaving the ``with`` block without ``commit`` adds
-    nothing.
+    ``progress`` shows how far it is. ``afresh``: why it begins a new chain, if it does not for another
+    reason. With ``shares`` a new chain shares with the one before what stays the same. Leaving the ``with``
+    block without ``commit`` adds nothing.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class NewPoint:
         stage: Directory,
         at: datetime,
         limits: Limits,
+        progress: Progress,
         *,
         shares: bool = False,
         afresh: str | None = None,
@@ -67,6 +68,7 @@ class NewPoint:
         self._destination = destination
         self._stage = stage
         self._at = at
+        self._progress = progress
         self._latest = destination.latest_chain()
         self.is_full = bool(afresh) or full_backup_due(self._latest, at, limits)
         # The chain that the working chain is a copy of.
@@ -186,13 +188,14 @@ class NewPoint:
         destination, name = self._destination, self._name()
         if self._copied is None:
             self._stage_kept(kept)
-            working.add([*changed, *kept], [])
-        else:
-            working.add(changed, kept)
+            changed, kept = [*changed, *kept], {}
+        with self._progress("storing", self._staged(changed)) as advance:
+            working.add(changed, kept, advance)
         before = working.linked.size - sum(working.mirrors.values())
         if self.is_full and self._copied is not None:
             working.remove_older(destination.scratch, name)
-        finished = finish_tree(working.directory, *destination.owner, working.linked.inodes)
+        with self._progress("syncing", self._staged(changed)) as advance:
+            finished = finish_tree(working.directory, *destination.owner, working.linked.inodes, advance)
         if self.is_full:
             destination.scratch.publish(name, destination.directory)
             destination.directory.sync()
@@ -202,6 +205,10 @@ class NewPoint:
             _replace(destination, name)
         destination.directory.sync()
         return Stored("incremental", self._at, added)
+
+    def _staged(self, names: Collection[str]) -> int:
+        """The size of files in the stage, in bytes."""
+        return sum(self._stage.status(name).st_size for name in names)
 
     def _stage_kept(self, kept: Mapping[str, str]) -> None:
         """Stage files of the newest point, instead of what may stand in for them."""

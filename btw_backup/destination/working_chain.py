@@ -4,7 +4,7 @@ import gzip
 import os
 import zlib
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from typing import IO, cast
 
@@ -31,7 +31,7 @@ class WorkingChain:
         self,
         directory: Directory,
         linked: Linked,
-        back_up: Callable[[], process.Result],
+        back_up: Callable[[Callable[[], None]], process.Result],
         stage: Directory,
         time: datetime,
     ) -> None:
@@ -47,16 +47,17 @@ class WorkingChain:
         self._stage = stage
         self._time = time
 
-    def add(self, changed: Collection[str], kept: Collection[str]) -> None:
+    def add(self, changed: Collection[str], kept: Collection[str], advance: Callable[[int], None]) -> None:
         """Have rdiff-backup add the staged files that have ``changed`` to those that are ``kept``.
 
-        Raises Unusable unless it really did.
+        ``advance`` is called with the size of each that it has stored, in bytes. Raises Unusable unless it
+        really did.
         """
         before = {name: self._stand_in(name) for name in kept}
         moment = (self._time.timestamp(), self._time.timestamp())
         for name in changed:  # no earlier point has this mtime
             os.utime(name, moment, dir_fd=self._stage.fileno(), follow_symlinks=False)
-        _check(self._back_up())
+        _check(self._back_up(self._teller(changed, advance)))
         failure = Unusable("rdiff-backup exited with code: 0, but did not store the new point")
         with self.directory.open(chain.DATA) as data:
             if not self._has_points(data, [*map(chain.moment, self._older), self._time]):
@@ -74,6 +75,19 @@ class WorkingChain:
             gone = self.mirrors.keys() - {*kept}
             if self._older and not self._holds_versions(data, gone, self._older[-1]):
                 raise failure
+
+    def _teller(self, names: Collection[str], advance: Callable[[int], None]) -> Callable[[], None]:
+        """Return what is to be called now and then, and tells ``advance`` of files that have been stored."""
+        waiting = sorted(names, reverse=True)  # they are stored in this order, from its end
+        moment = int(self._time.timestamp())
+
+        def tell() -> None:
+            with suppress(FileNotFoundError):
+                while waiting and int((found := self.directory.status(waiting[-1])).st_mtime) == moment:
+                    advance(found.st_size)
+                    waiting.pop()
+
+        return tell
 
     def remove_older(self, private: Directory, name: str) -> None:
         """Have rdiff-backup remove all points but the new one. Raises Unusable unless it really did."""

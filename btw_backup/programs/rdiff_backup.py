@@ -23,8 +23,10 @@ _COMMAND = ("rdiff-backup", "-v2", "--no-fsync")
 @contextmanager
 def backing_up(
     stage: Directory, private: Directory, chain: str, time: datetime
-) -> Iterator[Callable[[], process.Result]]:
+) -> Iterator[Callable[[Callable[[], None]], process.Result]]:
     """Start rdiff-backup. Calling what this yields backs up the files in ``stage``, and waits.
+
+    Its argument is called many times a second meanwhile.
 
     To it, a file with the size and the mtime of its mirror is unchanged, and not read. The chain of that
     name, and temporary files, are in ``private``. Starting rdiff-backup takes as long as reading 100 MB,
@@ -42,9 +44,9 @@ def backing_up(
         confined=Confinement([private]),
     ) as program:
 
-        def back_up() -> process.Result:
+        def back_up(meanwhile: Callable[[], None]) -> process.Result:
             program.stdin.close()
-            return _shortened(program.wait())
+            return _shortened(program.wait(meanwhile))
 
         yield back_up
 

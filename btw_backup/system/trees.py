@@ -162,9 +162,12 @@ class Finished(NamedTuple):
     own: int
 
 
-def finish_tree(top: Directory, uid: int, gid: int, untouched: set[int]) -> Finished:
+def finish_tree(
+    top: Directory, uid: int, gid: int, untouched: set[int], advance: Callable[[int], None]
+) -> Finished:
     """Give a finished tree to its owner (-1: unchanged) and write it to the disk.
 
+    ``advance`` is called with the size of each file that is now there, in bytes.
     Files whose inode number is in ``untouched`` are shared with another tree, and finished already.
     """
     total = own = 0
@@ -172,7 +175,7 @@ def finish_tree(top: Directory, uid: int, gid: int, untouched: set[int]) -> Fini
         found = top.status(entry)
         if stat.S_ISDIR(found.st_mode):
             with top.open(entry) as inner:
-                below = finish_tree(inner, uid, gid, untouched)
+                below = finish_tree(inner, uid, gid, untouched, advance)
             total += below.total
             own += below.own
             continue
@@ -184,6 +187,7 @@ def finish_tree(top: Directory, uid: int, gid: int, untouched: set[int]) -> Fini
             if (uid, gid) != (-1, -1):
                 os.fchown(fd, uid, gid)
             os.fsync(fd)
+        advance(found.st_size)
     if (uid, gid) != (-1, -1):
         os.fchown(top.fileno(), uid, gid)
     top.sync()
