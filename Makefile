@@ -56,11 +56,12 @@ faults: test-packages .venv/development
 power: test-packages .venv/development
 	$(SUDO) .venv/bin/python -m tests.power
 
-# Man pages and shell completions, dated like the newest entry of the changelog.
+# Man pages, shell completions and docs/reference.rst, dated like the newest entry of the changelog.
 docs: .venv/docs
 	rm -rf build/docs
 	SOURCE_DATE_EPOCH=$$(date -d "$$(sed -n 's/^ -- .*>  //p;T;q' debian/changelog)" +%s) \
 		.venv/bin/python tools/generate.py build/docs
+	mv build/docs/reference.rst docs/
 
 # dist/btw_backup-VERSION-py3-none-any.whl, with the manual pages and completions.
 wheel: docs
@@ -73,7 +74,7 @@ deb: docs
 	@$(call install,$(DEB_PACKAGES))
 	rm -rf build/deb
 	mkdir -p $(DEB_TREE) dist
-	tar -c --exclude=__pycache__ LICENSE README.rst btw_backup debian pyproject.toml setup.py | tar -x -C $(DEB_TREE)
+	tar -c --exclude=__pycache__ LICENSE CONTRIBUTING.rst README.rst benchmarks/results.rst btw_backup debian docs pyproject.toml setup.py | tar -x -C $(DEB_TREE)
 	cp -r build/docs $(DEB_TREE)/generated
 	cd $(DEB_TREE) && PATH=/usr/sbin:/usr/bin:/sbin:/bin dpkg-buildpackage --no-sign
 	cp build/deb/btw-backup_$(VERSION)_all.deb dist/

@@ -63,7 +63,8 @@ def add_at(parser: argparse._ActionsContainer, which: str = "point", listed_by: 
         "--at",
         metavar="TIME",
         help=f"selects the newest {which} not later than this: a time that {listed_by} prints, the day, hour"
-        f" or minute that it begins with, or a span before now, such as 3d (default: the newest {which})",
+        " or minute that it begins with, in UTC or with an offset, or a span before now, such as 3d (default:"
+        f" the newest {which})",
     )
 
 
@@ -118,5 +119,6 @@ def add_owner(parser: argparse.ArgumentParser) -> None:
         type=parse_owner,
         default=UNCHANGED,
         metavar="UID[:GID]",
-        help="gives the created files to this user and group, by name or number, as chown does",
+        help="gives the created files to this user and group, names or numbers, as chown takes them:"
+        " also UID: and :GID",
     )

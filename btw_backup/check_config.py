@@ -23,6 +23,7 @@ from .system import confinement
 _POSTGRES = ("pg_dump", "pg_dumpall", "pg_restore", "psql")
 
 EXAMPLE = "btw-backup check-config"
+STATUSES = {"0": "nothing is wrong, although there may be warnings", "1": "something is wrong"}
 
 
 class _Doubt(Error):

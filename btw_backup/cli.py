@@ -35,8 +35,8 @@ COMMANDS = {
 
 
 _VOLUME = {
-    ("-q", "--quiet"): "makes the command run quietly",
-    ("-v", "--verbose"): "prints what was done even when not on a terminal",
+    ("-q", "--quiet"): "prints only errors, even on a terminal",
+    ("-v", "--verbose"): "prints what was done, even when not on a terminal",
 }
 # What people type who know other programs.
 _MEANT = {
@@ -120,7 +120,9 @@ def _lazy_parser(prog: str) -> tuple[_Parser, list[_CommandParser]]:
         default="~/.btw-backup",
         help="sets the general configuration directory (default: %(default)s)",
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument(
+        "--version", action="version", version=f"%(prog)s {__version__}", help="shows the version"
+    )
     subparsers = parser.add_subparsers(
         title="subcommands", dest="command", metavar="COMMAND", required=True, parser_class=_CommandParser
     )

@@ -15,6 +15,7 @@ from .live import against
 from .messages import show, show_json, size
 
 EXAMPLE = "btw-backup diff /var/backups/etc 3d"
+STATUSES = {"0": "done, whether or not anything differs"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", action="store_true", help="prints the same for programs: an array of objects"
     )
     parser.add_argument(
-        "--against", metavar="DIRECTORY", help="compares the one point with this tree, contents included"
+        "--against",
+        metavar="DIRECTORY",
+        help="compares a point (default: the newest) with this directory, such as the source",
     )
     add_destination(parser)
     parser.add_argument(

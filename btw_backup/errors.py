@@ -13,6 +13,17 @@ INCOMPLETE = 3
 NOT_SENT = 4
 BUSY = os.EX_TEMPFAIL
 
+# What they mean, for those who read about the program.
+STATUSES = {
+    "0": "done, or nothing had changed",
+    "1": "failed: nothing was stored, and what was there before is intact",
+    "2": "usage error",
+    "3": "the backup was made, but parts of the source could not be read; each is named on stderr",
+    "4": "the backup was made, its off-site copy was not; takes precedence over 3",
+    "75": "another process is working on this destination",
+    "128+N": "ended by signal N; children are ended, and temporary files removed",
+}
+
 # A failure must not look as if another run would make up for it.
 _RISING = (0, INCOMPLETE, NOT_SENT, BUSY, FAILED)
 

@@ -19,6 +19,7 @@ from .patterns import matcher
 from .times import earliest_moment, latest_moment, shown_moment
 
 EXAMPLE = "btw-backup find --since 30d /var/backups/etc '*.conf' 'ssh/*key*'"
+STATUSES = {"1": "failed, or nothing matches"}
 
 _ROW = "{:<20}  {:<20}  {:>6}  {:>8}  {:<20}  {}"
 _HEAD = ("from", "to", "points", "size", "modified", "path")

@@ -12,11 +12,16 @@ EXAMPLE = "btw-backup fs-init --type rdiff /etc etc"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--type", choices=TYPES, required=True, help="sets the type of backup to make")
+    parser.add_argument(
+        "--type",
+        choices=TYPES,
+        required=True,
+        help="sets the type of backup to make: chains of incrementals, or tarballs",
+    )
     parser.add_argument(
         "--if-missing",
         action="store_true",
-        help="succeeds if the source already has a working directory of this type",
+        help="succeeds silently if the source already has a working directory of this type",
     )
     parser.add_argument("src", help="the absolute path of the file or directory to back up")
     parser.add_argument("name", help="a mnemonic; the name of the working directory begins with it")

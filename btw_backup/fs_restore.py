@@ -26,6 +26,7 @@ from .system.files import BLOCK, write_all
 from .times import shown_moment
 
 EXAMPLE = "btw-backup fs-restore --at 3d /var/backups/etc /root/etc-restored hosts"
+STATUSES = {"1": "failed, or some of the paths are not in the backup"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

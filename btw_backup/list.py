@@ -18,6 +18,7 @@ from .messages import Messages, show, size
 from .times import age, local_moment, shown_moment
 
 EXAMPLE = "btw-backup list --long /var/backups/etc"
+STATUSES = {"1": "failed, or an entry of a destination can't be read; the others are listed"}
 
 _ROW = "{:<27} {:<11} {:>9} {:>9} {:>9}"
 _HEAD = ("point", "kind", "stored", "restored", "age")

@@ -18,6 +18,7 @@ from .programs import dumps, postgres
 from .times import shown_moment
 
 EXAMPLE = "btw-backup ls -l /var/backups/etc ssh hosts"
+STATUSES = {"1": "failed, or some of the paths are not in the backup"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

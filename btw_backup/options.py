@@ -182,10 +182,20 @@ GENERAL_OPTIONS = (
     ),
 )
 FS_OPTIONS = (
-    Option("TYPE", _one_of(TYPES), None, "The type of backup: 'rdiff' (chains of incrementals) or 'tar'."),
+    Option(
+        "TYPE",
+        _one_of(TYPES),
+        None,
+        "The type of backup, which must be set: 'rdiff' (chains of incrementals) or 'tar'.",
+    ),
     *_STORAGE,
     *_CHAINS,
-    Option("EXCLUDE", _patterns, [], "Tar patterns to leave out, such as ['./tmp', '*.o']."),
+    Option(
+        "EXCLUDE",
+        _patterns,
+        [],
+        "Tar patterns to leave out: './tmp' is that directory of the source, '*.o' such files anywhere.",
+    ),
     Option("ONE_FILE_SYSTEM", _flag, False, "Whether to stay on the file system of the source."),
     Option(
         "COMPRESSION",
@@ -210,7 +220,12 @@ FS_OPTIONS = (
 DB_OPTIONS = (
     *_STORAGE,
     *_CHAINS,
-    Option("CONNECTION", _connection, None, "A libpq connection string, without a dbname."),
+    Option(
+        "CONNECTION",
+        _connection,
+        None,
+        "A libpq connection string without a dbname, such as 'host=/run/pg16 port=5433'.",
+    ),
     Option("RUN_AS", _account, None, "The local user that runs the PostgreSQL programs."),
     Option(
         "DUMP_COMPRESSION",

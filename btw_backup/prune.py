@@ -13,7 +13,7 @@ from .messages import Messages
 
 _COUNTS = {
     "last": "the newest N points",
-    "hourly": "the newest point of each of the last N hours that have one",
+    "hourly": "the newest point of each of the last N hours that have one; while these are fewer, the oldest",
     "daily": "the same for days",
     "weekly": "the same for weeks",
     "monthly": "the same for months",

@@ -22,6 +22,14 @@ from .programs.restic import Snapshot
 from .system.directories import Directory
 
 EXAMPLE = "btw-backup status --max-age 26h /var/backups/etc /var/backups/shop"
+STATUSES = {
+    "0": "OK",
+    "1": "WARNING: there are no backups yet; the newest chain was interrupted; a point is dated in the"
+    " future; there is no off-site copy yet; or the off-site repository can't be reached",
+    "2": "CRITICAL, with --max-age: the last success is longer ago; there are no backups; or a point is older"
+    " than that and has no off-site copy",
+    "3": "UNKNOWN: a destination is missing or can't be read, as its line says; or FILE can't be written",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="prints an array of objects instead of lines")
     parser.add_argument(
-        "--prometheus", metavar="FILE", help="also writes FILE for node_exporter's textfile collector"
+        "--prometheus",
+        metavar="FILE",
+        help="also writes FILE, a .prom file, for node_exporter's textfile collector",
     )
     add_destinations(parser)
 

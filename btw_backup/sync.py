@@ -18,6 +18,7 @@ from .messages import Messages, show, size
 from .programs.restic import Repository
 
 EXAMPLE = "btw-backup sync /var/backups/etc /var/backups/shop"
+STATUSES = {"1": "something was not sent"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

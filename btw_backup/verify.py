@@ -26,27 +26,28 @@ from .times import shown_moment
 _SHOWN = 5
 
 EXAMPLE = "btw-backup -v verify /var/backups/etc"
+STATUSES = {"1": "something is damaged, or could not be read"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     add_at(which)
-    which.add_argument("--latest", action="store_true", help="verify only the newest point")
+    which.add_argument("--latest", action="store_true", help="verifies only the newest point")
     which.add_argument(
         "--offsite",
         action="store_true",
-        help="verify the off-site repository instead, and that its newest copy is what dst holds",
+        help="verifies the off-site repository instead, and that its newest copy is what dst holds",
     )
     parser.add_argument(
         "--subset",
         type=_subset,
         metavar="PART",
-        help="with --offsite: read only a part of the repository's data, such as 5%% or 1/7 (default: all)",
+        help="with --offsite: reads only a part of the data, such as 5%%, 1/7 or 500M (default: all)",
     )
     parser.add_argument(
         "--restore-test",
         action="store_true",
-        help="also restore the newest dump of a database into a scratch database, and drop that",
+        help="also restores the newest dump of a database into a scratch database, and drops that",
     )
     add_destinations(parser)
 

@@ -1,4 +1,4 @@
-"""Writes the man pages and the shell completions into a directory: ``generate.py OUTDIR``."""
+"""Writes the man pages, the shell completions and the reference into a directory: ``generate.py OUTDIR``."""
 
 import argparse
 import os
@@ -9,8 +9,11 @@ import shtab
 from argparse_manpage.manpage import Manpage
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from reference import commands_of, reference, statuses_of
+
 from btw_backup import __version__
 from btw_backup.cli import COMMANDS, build_parser
+from btw_backup.errors import STATUSES
 
 PROG = "btw-backup"
 COMPLETIONS = {"bash": PROG, "zsh": f"_{PROG}", "fish": f"{PROG}.fish"}
@@ -26,11 +29,12 @@ PATHS = {
 
 
 def main(outdir: Path) -> None:
+    write(outdir / "reference.rst", reference(PROG))
     for command in (None, *COMMANDS):
         page = man_page(command)
         write(outdir / "man" / f"{page.prog}.1", str(page))
     parser = build_parser(PROG)
-    for each in (parser, *subparsers(parser).values()):
+    for each in (parser, *commands_of(parser).values()):
         mark_paths(each)
     for shell, name in COMPLETIONS.items():
         write(outdir / shell / name, shtab.complete(parser, shell) + "\n")
@@ -39,13 +43,6 @@ def main(outdir: Path) -> None:
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-
-
-def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """The parsers of the commands."""
-    [action] = (action for action in parser._actions if isinstance(action.choices, dict))
-    assert isinstance(action.choices, dict)
-    return action.choices
 
 
 def mark_paths(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +56,7 @@ def mark_paths(parser: argparse.ArgumentParser) -> None:
 def man_page(command: str | None) -> Manpage:
     """The page of a command, or of the program: a new parser for each, since this changes it."""
     program = build_parser(PROG)
-    commands = subparsers(program)
+    commands = commands_of(program)
     parser = commands[command] if command else program
     example, parser.epilog = parser.epilog, None
 
@@ -69,6 +66,8 @@ def man_page(command: str | None) -> Manpage:
     page.source = f"{PROG} {__version__}"
     page.manual = "Backups of one server"
     page.description = COMMANDS[command] if command else "backups of file hierarchies and databases"
+    if listed := exit_statuses(command):
+        page.add_section("EXIT STATUS", "=", listed)
     if example:
         page.add_section("EXAMPLE", "=", f".EX\n{roff(example.removeprefix('example: '))}\n.EE")
     others = [PROG, *(f"{PROG}-{other}" for other in COMMANDS)]
@@ -77,6 +76,13 @@ def man_page(command: str | None) -> Manpage:
     if not command:
         commands.clear()  # they are listed, and have pages of their own
     return page
+
+
+def exit_statuses(command: str | None) -> str:
+    """The section on a command's exit statuses, or on the program's. Empty if it has none."""
+    meanings = statuses_of(command) if command else STATUSES
+    listed = "".join(f".TP\n.B {roff(status)}\n{roff(meaning)}\n" for status, meaning in meanings.items())
+    return f"{listed}.P\nThe others are those of\n.BR {roff(PROG)} (1)." if command and listed else listed
 
 
 def roff(text: str) -> str:
