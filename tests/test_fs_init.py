@@ -12,7 +12,10 @@ import pytest
 
 from .helpers.running import Btw, Result
 
-DEFAULTS = {
+DEFAULTS: dict[str, object] = {
+    "DESTINATION": None,
+    "OWNER": None,
+    "KEEP": {},
     "MAX_INCREMENTAL_COUNT": 10,
     "MAX_INCREMENTAL_SPAN": "24h",
     "EXCLUDE": [],

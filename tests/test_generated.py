@@ -38,7 +38,8 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
 
 def options(parser: argparse.ArgumentParser) -> Iterator[str]:
     for action in parser._actions:
-        yield from action.option_strings
+        if action.help != argparse.SUPPRESS:
+            yield from action.option_strings
 
 
 def test_a_page_for_the_program_and_each_command(generated: Path) -> None:
