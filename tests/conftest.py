@@ -12,7 +12,7 @@ import pytest
 
 from .helpers.destinations import listed
 from .helpers.hostile import Land
-from .helpers.running import Btw, Result, Start
+from .helpers.running import Btw, Result, Start, end_server, run_to_end
 
 pytest_plugins = ["tests.helpers.postgres_servers", "tests.helpers.repositories"]
 
@@ -27,6 +27,7 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for name in [name for name in os.environ if name.startswith(("PG", "LC_", "TAR_"))]:
             patch.delenv(name)
         yield
+        end_server()
 
 
 @pytest.fixture
@@ -64,19 +65,8 @@ def btw(config_dir: Path) -> Btw:
         umask: int = -1,
         preexec_fn: Callable[[], object] | None = None,
     ) -> Result:
-        done = subprocess.run(
-            [sys.executable, "-m", "btw_backup", "--config-dir", config_dir, *args],
-            capture_output=True,
-            text=True,
-            errors="surrogateescape",
-            timeout=120,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **(env or {})},
-            cwd=cwd,
-            umask=umask,
-            preexec_fn=preexec_fn,
-        )
-        return Result(done.returncode, done.stdout, done.stderr)
+        arguments = ["--config-dir", config_dir, *args]
+        return run_to_end(arguments, env=env, cwd=cwd, umask=umask, preexec_fn=preexec_fn)
 
     return run
 

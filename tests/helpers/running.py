@@ -5,9 +5,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
+
+from .fork_server import ForkServer, can_run
 
 
 class Result(NamedTuple):
@@ -45,14 +48,60 @@ def command(replaced: Mapping[str, str]) -> list[str]:
     """How the program is run, with names of it replaced as ``replacing`` says."""
     if not replaced:
         return [sys.executable, "-m", "btw_backup"]
-    lines = ["import sys", "from importlib import import_module"]
+    lines = [_replacement(replaced), "import sys", "from btw_backup import cli"]
+    return [sys.executable, "-c", "\n".join([*lines, "sys.exit(cli.main(prog='btw_backup'))"])]
+
+
+def _replacement(replaced: Mapping[str, str]) -> str:
+    """The code that replaces names of the program."""
+    lines = ["from importlib import import_module"]
     for name, value in replaced.items():
         module, _, attribute = name.rpartition(".")
         lines.append(f"module = import_module('btw_backup.{module}')")
         lines.append(f"module.{attribute}  # exists")
         lines.append(f"module.{attribute} = {value}")
-    lines += ["from btw_backup import cli", "sys.exit(cli.main(prog='btw_backup'))"]
-    return [sys.executable, "-c", "\n".join(lines)]
+    return "\n".join(lines)
+
+
+_server: list[ForkServer] = []
+
+
+def run_to_end(
+    arguments: Sequence[str | Path],
+    *,
+    replaced: Mapping[str, str] = MappingProxyType({}),
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    umask: int = -1,
+    preexec_fn: Callable[[], object] | None = None,
+) -> Result:
+    """Run the program to its end, by the fork server of this worker if that can."""
+    env = env or {}
+    if preexec_fn is None and can_run(env):
+        if not _server:
+            _server.append(ForkServer())
+        argv = [os.fspath(argument) for argument in arguments]
+        where, code = os.fspath(cwd or os.getcwd()), _replacement(replaced) if replaced else ""
+        return Result(*_server[0].run(argv, {**os.environ, **env}, where, umask, code))
+    done = subprocess.run(
+        [*command(replaced), *arguments],
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **env},
+        cwd=cwd,
+        umask=umask,
+        preexec_fn=preexec_fn,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def end_server() -> None:
+    """End the fork server of this worker."""
+    while _server:
+        _server.pop().stop()
 
 
 def replacing(config_dir: Path, replaced: dict[str, str]) -> Callable[..., Result]:
@@ -64,16 +113,7 @@ def replacing(config_dir: Path, replaced: dict[str, str]) -> Callable[..., Resul
     """
 
     def run(*args: str | Path, env: dict[str, str] | None = None) -> Result:
-        done = subprocess.run(
-            [*command(replaced), "--config-dir", config_dir, *args],
-            capture_output=True,
-            text=True,
-            errors="surrogateescape",
-            timeout=120,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **(env or {})},
-        )
-        return Result(done.returncode, done.stdout, done.stderr)
+        return run_to_end(["--config-dir", config_dir, *args], replaced=replaced, env=env)
 
     return run
 
