@@ -32,6 +32,10 @@ class Stretch(NamedTuple):
     content: delta.Content | None
     members: Callable[[], Iterator[Member]]
 
+    def file(self) -> int | None:
+        """The open file that holds it, and nothing else; None if there is none."""
+        return None if self.content is None else self.content.file()
+
 
 class State(NamedTuple):
     """What there is at a point. It can be read until the next one is asked for."""

@@ -57,7 +57,8 @@ def versions(states: Iterable[State], matches: Callable[[str], bool]) -> Iterato
         now: dict[object, list[Found]] = {}
         for stretch in state.stretches:
             known = before.get(stretch.key)
-            now[stretch.key] = index.look(stretch) if known is None else known
+            # Older versions of what is a file now are made of pieces of that.
+            now[stretch.key] = index.look(stretch) if known is None or stretch.file() is not None else known
         lost = [found for key in before if key not in now for found in before[key]]
         came = [found for key in now if key not in before for found in now[key]]
         yield runs.add(state.chosen.point.time, lost, came)
@@ -130,6 +131,9 @@ class _Index:
         self._matches = matches
         self._backup = ""
         self._files: dict[int, _Known] = {}
+        # By the key of a stretch, of this backup and the one before.
+        self._learned: dict[object, _Known] = {}
+        self._learned_before: dict[object, _Known] = {}
         # By an open file, and where they begin in it.
         self._headers: dict[tuple[int, int], _Headers] = {}
 
@@ -137,6 +141,7 @@ class _Index:
         """Tell which backup the following stretches are of: others have other files."""
         if backup != self._backup:
             self._backup = backup
+            self._learned_before, self._learned = self._learned, {}
             self._files = {}
             self._headers = {}
 
@@ -144,24 +149,24 @@ class _Index:
         """Return the matching members."""
         if stretch.content is None:
             return [Found.of(member) for member in stretch.members() if self._matches(member.path)]
-        if stretch.content.file() is not None:
-            return self._learn(stretch, stretch.content.pieces[0].file)
-        return [*self._pieced(stretch)]
+        file = stretch.file()
+        if file is None:
+            return [*self._pieced(stretch.content)]
+        known = self._learned.get(stretch.key) or self._learned_before.get(stretch.key)
+        self._learned[stretch.key] = self._files[file] = known or self._learn(stretch)
+        return self._files[file].found
 
-    def _learn(self, stretch: Stretch, file: int) -> list[Found]:
-        """Remember where the members are in the file that a stretch consists of."""
+    def _learn(self, stretch: Stretch) -> _Known:
+        """Find out where the members are in the file that a stretch consists of."""
         known = _Known(array("q"), array("q"), [])
         for member in stretch.members():
             known.starts.append(member.start)
             if self._matches(member.path):
                 known.places.append(member.start)
                 known.found.append(Found.of(member))
-        self._files[file] = known
-        return known.found
+        return known
 
-    def _pieced(self, stretch: Stretch) -> Iterator[Found]:
-        content = stretch.content
-        assert content is not None
+    def _pieced(self, content: Content) -> Iterator[Found]:
         position = 0
         while position < content.size:
             piece = content.rest(position)
