@@ -55,11 +55,10 @@ class ForkServer:
         env: Mapping[str, str],
         cwd: str,
         umask: int = -1,
-        code: str = "",
         timeout: float = 120,
     ) -> tuple[int, str, str]:
-        """Run the program; ``code`` is executed before. Returns its status and what it printed."""
-        request = json.dumps([argv, dict(env), cwd, umask, code]).encode()
+        """Run the program. Returns its status and what it printed."""
+        request = json.dumps([argv, dict(env), cwd, umask]).encode()
         assert len(request) < _LONGEST
         pipes = [os.pipe() for _ in range(3)]
         ours = [reading for reading, _ in pipes]
@@ -140,9 +139,7 @@ def _serve(fd: int) -> None:
             waiting.register(descriptor, select.POLLIN)
 
 
-def _become(
-    fds: list[int], argv: list[str], env: Mapping[str, str], cwd: str, umask: int, code: str
-) -> NoReturn:
+def _become(fds: list[int], argv: list[str], env: Mapping[str, str], cwd: str, umask: int) -> NoReturn:
     """Be the process of a run."""
     status: Any = 1
     try:
@@ -157,7 +154,6 @@ def _become(
         os.chdir(cwd)
         if umask >= 0:
             os.umask(umask)
-        exec(code, {})
         status = cli.main(argv, prog="btw_backup")
     except SystemExit as end:
         status = end.code or 0

@@ -48,19 +48,14 @@ def command(replaced: Mapping[str, str]) -> list[str]:
     """How the program is run, with names of it replaced as ``replacing`` says."""
     if not replaced:
         return [sys.executable, "-m", "btw_backup"]
-    lines = [_replacement(replaced), "import sys", "from btw_backup import cli"]
-    return [sys.executable, "-c", "\n".join([*lines, "sys.exit(cli.main(prog='btw_backup'))"])]
-
-
-def _replacement(replaced: Mapping[str, str]) -> str:
-    """The code that replaces names of the program."""
-    lines = ["from importlib import import_module"]
+    lines = ["import sys", "from importlib import import_module"]
     for name, value in replaced.items():
         module, _, attribute = name.rpartition(".")
         lines.append(f"module = import_module('btw_backup.{module}')")
         lines.append(f"module.{attribute}  # exists")
         lines.append(f"module.{attribute} = {value}")
-    return "\n".join(lines)
+    lines += ["from btw_backup import cli", "sys.exit(cli.main(prog='btw_backup'))"]
+    return [sys.executable, "-c", "\n".join(lines)]
 
 
 _server: list[ForkServer] = []
@@ -77,12 +72,12 @@ def run_to_end(
 ) -> Result:
     """Run the program to its end, by the fork server of this worker if that can."""
     env = env or {}
-    if preexec_fn is None and can_run(env):
+    # What is replaced must be so before other modules import it.
+    if preexec_fn is None and not replaced and can_run(env):
         if not _server:
             _server.append(ForkServer())
         argv = [os.fspath(argument) for argument in arguments]
-        where, code = os.fspath(cwd or os.getcwd()), _replacement(replaced) if replaced else ""
-        return Result(*_server[0].run(argv, {**os.environ, **env}, where, umask, code))
+        return Result(*_server[0].run(argv, {**os.environ, **env}, os.fspath(cwd or os.getcwd()), umask))
     done = subprocess.run(
         [*command(replaced), *arguments],
         capture_output=True,
