@@ -89,6 +89,13 @@ def from_source(path: str, source: str | None) -> str:
     return "/" + path[len(source) :].lstrip("/")
 
 
+def add_json(parser: argparse._ActionsContainer) -> None:
+    """Add ``--json``: output for programs."""
+    parser.add_argument(
+        "--json", action="store_true", help="prints the same for programs: an array of objects"
+    )
+
+
 def add_adopt(parser: argparse.ArgumentParser) -> None:
     """Add ``--adopt``, which binds a destination to another source."""
     parser.add_argument(

@@ -4,8 +4,10 @@ import argparse
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any, NamedTuple
 
 from . import offsite, workdir
+from .arguments import add_json
 from .config import (
     Storage,
     check_database_name,
@@ -15,12 +17,14 @@ from .config import (
     load_fs,
     load_general,
 )
-from .errors import FAILED, Error
+from .errors import FAILED, Error, Located
 from .hooks import Hooks
+from .messages import show_json
 from .programs import compressors, packages, postgres, process, versions
 from .system import confinement
 
 _POSTGRES = ("pg_dump", "pg_dumpall", "pg_restore", "psql")
+_ERROR, _WARNING = "error", "warning"
 
 EXAMPLE = "btw-backup check-config"
 STATUSES = {"0": "nothing is wrong, although there may be warnings", "1": "something is wrong"}
@@ -30,35 +34,62 @@ class _Doubt(Error):
     """What may well do for now."""
 
 
+class _Finding(NamedTuple):
+    """What is wrong (an ``error``), or may well do for now (a ``warning``)."""
+
+    severity: str
+    text: str
+
+    def as_object(self) -> dict[str, Any]:
+        """What ``--json`` prints of it; a file and a line are null if it is not about one."""
+        place = self.text if isinstance(self.text, Located) else None
+        return {
+            "severity": self.severity,
+            "file": place and place.file,
+            "line": place and place.line,
+            "message": place.what if place else self.text,
+        }
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It has none of its own."""
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    faults: list[str] = []
+    findings: list[_Finding] = []
     checked = 0
     for check in _checks(args.config_dir):
         checked += 1
-        try:
-            check()
-        except _Doubt as doubt:
-            args.messages.warning(str(doubt))
-        except Error as error:
-            faults += [*error.stderr.strip().splitlines()[:1], *error.lines]
-    for fault in dict.fromkeys(faults):
-        args.messages.error(fault)
+        findings += _findings(check)
     # No fault: in some containers there is no way to confine them.
     reason = process.unconfined() if confinement.wanted() else None
     if reason is not None:
-        args.messages.warning(f"rdiff-backup and tar are not confined here: {reason}")
-    args.messages.summary(f"{checked} checks, {len(faults)} faults")
+        findings.append(_Finding(_WARNING, f"rdiff-backup and tar are not confined here: {reason}"))
+    findings = [*dict.fromkeys(findings)]
+    faults = sum(finding.severity == _ERROR for finding in findings)
+    for severity, text in findings:
+        (args.messages.error if severity == _ERROR else args.messages.warning)(text)
+    if args.json:
+        show_json(finding.as_object() for finding in findings)
+    args.messages.summary(f"{checked} checks, {faults} faults")
     return FAILED if faults else 0
+
+
+def _findings(check: Callable[[], object]) -> list[_Finding]:
+    try:
+        check()
+    except _Doubt as doubt:
+        return [_Finding(_WARNING, line) for line in doubt.lines]
+    except Error as error:
+        return [_Finding(_ERROR, line) for line in (*error.stderr.strip().splitlines()[:1], *error.lines)]
+    return []
 
 
 def _checks(config_dir: str) -> Iterator[Callable[[], object]]:
     """Yield the checks. Each raises Error if something is wrong."""
     if not os.path.isdir(config_dir):
-        raise Error(f"the configuration directory does not exist: {config_dir}")
+        yield partial(_miss, config_dir)
+        return
     for program in ("tar", "rdiff-backup"):
         yield partial(_check_version, program)
     yield partial(_check_general, config_dir)
@@ -77,6 +108,10 @@ def _checks(config_dir: str) -> Iterator[Callable[[], object]]:
         yield partial(_check_database, config_dir, name)
 
 
+def _miss(config_dir: str) -> None:
+    raise Error(f"the configuration directory does not exist: {config_dir}")
+
+
 def _check_general(config_dir: str) -> None:
     _check_hooks(os.path.join(config_dir, "config.py"), load_general(config_dir).hooks)
 
@@ -92,7 +127,7 @@ def _check_offsite(config_dir: str) -> None:
         untested = error
     repository = offsite.repository(settings)
     if os.stat(settings.password_file).st_mode & 0o077:
-        raise Error(f"{settings.password_file}: others can read the password: use chmod go=")
+        raise Error(Located("others can read the password: use chmod go=", settings.password_file))
     repository.snapshots()
     if untested:
         raise untested
@@ -111,7 +146,7 @@ def _check_version(program: str) -> None:
 
 
 def _report_broken(path: str) -> None:
-    raise Error(f"{path}: the link src to the source is gone: make it again, or remove the directory")
+    raise Error(Located("the link src to the source is gone: make it again, or remove the directory", path))
 
 
 def _check_hooks(path: str, hooks: Hooks) -> None:
@@ -119,17 +154,18 @@ def _check_hooks(path: str, hooks: Hooks) -> None:
     for name, calls in zip(("BEFORE", "AFTER", "ON_FAILURE"), hooks, strict=True):
         for hook in calls:
             if not callable(hook) and not packages.available(hook[0]):
-                raise Error(f"{path}: {name}: there is no program {hook[0]}")
+                raise Error(Located(f"{name}: there is no program {hook[0]}", path))
 
 
 def _check_storage(path: str, storage: Storage | None) -> None:
     if storage is not None and not os.path.isdir(storage.dst):
-        raise Error(f"{path}: DESTINATION: there is no directory {storage.dst}: create it, or mount its disk")
+        missing = f"DESTINATION: there is no directory {storage.dst}: create it, or mount its disk"
+        raise Error(Located(missing, path))
 
 
 def _check_source(work: workdir.Workdir) -> None:
     if not os.path.exists(work.source):
-        raise Error(f"{work.path}: the source does not exist: {work.source}")
+        raise Error(Located(f"the source does not exist: {work.source}", work.path))
 
 
 def _check_fs_options(work: workdir.Workdir) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from . import workdir
 from .destination.catalog import Limits
 from .destination.retention import Policy
-from .errors import Error
+from .errors import Error, Located
 from .hooks import NO_HOOKS, Hooks
 from .messages import suggestion
 from .options import DB_OPTIONS, FS_OPTIONS, GENERAL_OPTIONS, Option
@@ -95,10 +95,10 @@ def _offsite(values: Mapping[str, Any], path: str) -> Offsite | None:
     if address is None:
         for name in ("OFFSITE_AUTO", "OFFSITE_KEEP"):
             if values[name]:
-                raise Error(f"{path}: {name} is set, but OFFSITE is not")
+                raise Error(Located(f"{name} is set, but OFFSITE is not", path))
         return None
     if password_file is None:
-        raise Error(f"{path}: OFFSITE is set, but OFFSITE_PASSWORD_FILE is not")
+        raise Error(Located("OFFSITE is set, but OFFSITE_PASSWORD_FILE is not", path))
     if not re.match(r"[a-z0-9]+:", address):  # a folder
         address = os.path.join(os.path.dirname(path), os.path.expanduser(address))
     password_file = os.path.join(os.path.dirname(path), os.path.expanduser(password_file))
@@ -186,7 +186,7 @@ def _storage(values: Mapping[str, Any], path: str) -> Storage | None:
         return Storage(dst, owner or UNCHANGED, keep)
     for name in ("OWNER", "KEEP"):
         if values[name] is not None:
-            raise Error(f"{path}: {name} is set, but DESTINATION is not")
+            raise Error(Located(f"{name} is set, but DESTINATION is not", path))
     return None
 
 
@@ -229,5 +229,5 @@ def _load(path: str, options: tuple[Option, ...], required: tuple[str, ...] = ()
         except ValueError as error:
             errors.append((lines.get(name, 1), f"{name} {error}"))
     if errors:
-        raise Error(*(f"{path}:{line}: {error}" for line, error in sorted(errors)))
+        raise Error(*(Located(error, path, line) for line, error in sorted(errors)))
     return values

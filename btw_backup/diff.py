@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 
 from .archive.differences import GONE, NEW, Difference
-from .arguments import add_destination
+from .arguments import add_destination, add_json
 from .destination.comparison import differences
 from .destination.contents import Content
 from .destination.reader import Destination
@@ -19,9 +19,7 @@ STATUSES = {"0": "done, whether or not anything differs"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--json", action="store_true", help="prints the same for programs: an array of objects"
-    )
+    add_json(parser)
     parser.add_argument(
         "--against",
         metavar="DIRECTORY",

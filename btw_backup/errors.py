@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Self
 
 FAILED = 1
 USAGE = 2
@@ -46,6 +47,19 @@ class Error(Exception):
         super().__init__("; ".join(lines))
         self.lines = lines
         self.stderr = stderr
+
+
+class Located(str):
+    """A line of an Error that is about a file: what is wrong there, and in which line if that is known."""
+
+    def __new__(cls, what: str, file: str, line: int | None = None) -> Self:
+        made = super().__new__(cls, f"{file}: {what}" if line is None else f"{file}:{line}: {what}")
+        made.what, made.file, made.line = what, file, line
+        return made
+
+    what: str
+    file: str
+    line: int | None
 
 
 class Usage(Error):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from .arguments import add_destination, from_source
+from .arguments import add_destination, add_json, from_source
 from .destination import binding
 from .destination.catalog import Chosen
 from .destination.history import State, states
@@ -30,9 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--since", metavar="TIME", help=f"looks only into points not older than this: {time}")
     parser.add_argument("--until", metavar="TIME", help="looks only into points not newer than this")
     parser.add_argument("-i", "--ignore-case", action="store_true", help="ignores the case of letters")
-    parser.add_argument(
-        "--json", action="store_true", help="prints the same for programs: an array of objects"
-    )
+    add_json(parser)
     add_destination(parser)
     parser.add_argument(
         "pattern",

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from .arguments import add_destinations, destinations
+from .arguments import add_destinations, add_json, destinations
 from .destination import binding
 from .destination.catalog import listing
 from .destination.collection import Destinations
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also prints the source, and the size and the age of each point",
     )
-    form.add_argument("--json", action="store_true", help="prints the same for programs: an array of objects")
+    add_json(form)
     parser.add_argument("--local", action="store_true", help="with --long, prints local times instead of UTC")
     add_destinations(parser)
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from .archive.members import Member
 from .archive.selection import is_among
-from .arguments import add_at, add_destination, member_name
+from .arguments import add_at, add_destination, add_json, member_name
 from .destination import binding
 from .destination.contents import Content
 from .destination.reader import Destination
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also prints mode, owner, size, modification time, and where a link leads",
     )
-    form.add_argument("--json", action="store_true", help="prints the same for programs: an array of objects")
+    add_json(form)
     add_destination(parser)
     parser.add_argument(
         "path", nargs="*", help="a file or directory to list, relative to the source (default: everything)"

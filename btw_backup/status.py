@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from . import offsite
-from .arguments import add_destinations, destinations, span
+from .arguments import add_destinations, add_json, destinations, span
 from .config import load_general
 from .destination import binding
 from .destination.log import last_success
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SPAN",
         help="sets how long ago the last success may be, such as 26h; longer is CRITICAL (default: any time)",
     )
-    parser.add_argument("--json", action="store_true", help="prints an array of objects instead of lines")
+    add_json(parser)
     parser.add_argument(
         "--prometheus",
         metavar="FILE",

@@ -1,6 +1,8 @@
 """Everything that is wrong with the configuration, in one run."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,8 @@ def config_dir(tmp_path: Path) -> Path:
 def test_all_is_well(btw: Btw, src: Path) -> None:
     assert btw("fs-init", "--type", "tar", src, "name").status == 0
     assert btw("check-config") == (0, "", "")
-    assert btw("-v", "check-config").err == "btw_backup: 4 checks, 0 faults\n"
+    assert btw("check-config", "--json") == (0, "[]\n", "")
+    assert btw("-v", "check-config").err == "btw_backup: 6 checks, 0 faults\n"
 
 
 def test_every_fault_is_said_at_once(btw: Btw, config_dir: Path, src: Path) -> None:
@@ -45,6 +48,24 @@ def test_every_fault_is_said_at_once(btw: Btw, config_dir: Path, src: Path) -> N
     ):
         assert [line for line in said if all(word in line for word in words)], (words, said)
     assert len(said) == 6
+    found = json.loads(btw("check-config", "--json").out)
+    assert all(list(each) == ["severity", "file", "line", "message"] for each in found)
+    assert {each["severity"] for each in found} == {"error"}
+    assert [shown(each) for each in found] == [line.removeprefix("btw_backup: ") for line in said]
+    assert {(each["file"], each["line"]) for each in found} == {
+        (str(config_dir / "config.py"), 1),
+        (str(workdir / "config.py"), 2),
+        (str(workdir), None),
+        (str(config_dir / "global.py"), 1),
+        (str(config_dir / "db" / "old.py"), None),
+        (None, None),
+    }
+
+
+def shown(finding: dict[str, Any]) -> str:
+    """The line that is printed for people."""
+    place = [str(finding[key]) for key in ("file", "line") if finding[key] is not None]
+    return ": ".join([":".join(place)] * bool(place) + [finding["message"]])
 
 
 def test_missing_programs_are_named_with_their_packages(
@@ -82,9 +103,16 @@ def test_a_version_that_is_too_old_or_untested(
     other.chmod(0o755)
     result = btw("check-config", env={"PATH": f"{other.parent}:/usr/bin:/bin"})
     assert result == (status, "", f"btw_backup: {said}\n")
+    again = btw("check-config", "--json", env={"PATH": f"{other.parent}:/usr/bin:/bin"})
+    [found] = json.loads(again.out)
+    assert (again.status, again.err) == (status, result.err)
+    assert (found["severity"], found["file"], found["line"]) == ("error" if status else "warning", None, None)
+    assert found["message"] == said.removeprefix("warning: ")
 
 
 def test_no_configuration_directory(btw: Btw, config_dir: Path) -> None:
     config_dir.rmdir()
     said = f"btw_backup: the configuration directory does not exist: {config_dir}\n"
     assert btw("check-config") == (1, "", said)
+    [found] = json.loads(btw("check-config", "--json").out)
+    assert (found["severity"], found["file"]) == ("error", None) and str(config_dir) in found["message"]

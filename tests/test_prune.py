@@ -1,6 +1,7 @@
 """``btw-backup prune`` on real destinations removes what no rule keeps and nothing else, even if killed."""
 
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -105,6 +106,39 @@ def test_a_dry_run_changes_nothing_and_says_what_would_be_done(
     assert (done.status, done.out) == (0, result.out)
     assert "removed 3 of 5 backups" in done.err
     assert entries(dst) == [tarballs[1], tarballs[4]]
+
+
+def test_json_says_of_each_backup_what_was_done_and_why(btw: Btw, dst: Path, tarballs: list[str]) -> None:
+    policy = ["--keep-last", "1", "--keep-weekly", "2"]
+    expected = [
+        {"destination": str(dst), "backup": name, "keep": keep, "reason": reason, "removed": not keep}
+        for name, keep, reason in zip(
+            tarballs,
+            [False, True, False, False, True],
+            ["no rule keeps it", "weekly", "no rule keeps it", "no rule keeps it", "last, weekly"],
+            strict=True,
+        )
+    ]
+    dry = btw("prune", "--json", "--dry-run", *policy, dst)
+    assert (dry.status, dry.err) == (0, "")
+    assert json.loads(dry.out) == [{**each, "removed": False} for each in expected]
+    assert entries(dst) == sorted([*tarballs, f"{tarballs[2]}.sha256"])
+    done = btw("-v", "prune", "--json", *policy, dst)
+    assert (done.status, json.loads(done.out)) == (0, expected)
+    assert done.err == "btw_backup: removed 3 of 5 backups\n"
+    assert entries(dst) == [tarballs[1], tarballs[4]]
+
+
+def test_json_of_several_destinations_is_one_array(
+    btw: Btw, dst: Path, tmp_path: Path, tarballs: list[str]
+) -> None:
+    result = btw("prune", "--json", "--keep-last", "9", tmp_path / "missing", dst)
+    assert result.status == 1 and "missing" in result.err
+    found = json.loads(result.out)
+    assert [each["backup"] for each in found] == tarballs
+    assert {each["destination"] for each in found} == {str(dst)}
+    alone = btw("prune", "--json", "--keep-last", "9", tmp_path / "missing")
+    assert (alone.status, alone.out) == (1, "[]\n")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")

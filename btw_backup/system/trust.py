@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from ..errors import Error, prefixing_errors
+from ..errors import Error, Located, prefixing_errors
 from .directories import Directory
 from .files import closed_at_end
 
@@ -24,11 +24,11 @@ def execute(text: bytes, path: str) -> tuple[dict[str, Any], dict[str, int]]:
         tree = ast.parse(text, path)
         exec(compile(tree, path, "exec"), scope)
     except SyntaxError as error:
-        raise Error(f"{path}:{error.lineno or 1}: {error.msg}") from error
+        raise Error(Located(error.msg, path, error.lineno or 1)) from error
     except (Exception, SystemExit) as error:
         places = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
         line = places[-1].lineno if places else 1
-        raise Error(f"{path}:{line}: {type(error).__name__}: {error}") from error
+        raise Error(Located(f"{type(error).__name__}: {error}", path, line)) from error
     lines = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -45,14 +45,14 @@ def read_trusted(path: str) -> bytes | None:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         if os.path.islink(path):
-            raise Error(f"{path}: a symbolic link to a file that does not exist") from None
+            raise Error(Located("a symbolic link to a file that does not exist", path)) from None
         return None
     except OSError as error:
-        raise Error(f"{path}: {error.strerror}") from error
+        raise Error(Located(error.strerror or str(error), path)) from error
     with prefixing_errors(path), closed_at_end(fd):
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
-            raise Error(f"{path}: not a regular file")
+            raise Error(Located("not a regular file", path))
         _check_trust(path, found)
         own = os.path.dirname(os.path.abspath(path))
         for directory in _passed(os.path.abspath(path)):
@@ -137,6 +137,7 @@ def _others_write(found: os.stat_result, *, in_own: bool) -> bool:
 
 def _check_trust(path: str, found: os.stat_result, *, in_own: bool = True) -> None:
     if found.st_uid not in (0, os.geteuid()):
-        raise Error(f"{path}: refused, because it belongs to user {found.st_uid}: chown it to yourself")
+        refused = f"refused, because it belongs to user {found.st_uid}: chown it to yourself"
+        raise Error(Located(refused, path))
     if _others_write(found, in_own=in_own):
-        raise Error(f"{path}: refused, because others can write it: use chmod go-w")
+        raise Error(Located("refused, because others can write it: use chmod go-w", path))
