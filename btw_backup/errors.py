@@ -1,5 +1,6 @@
 """The failures that are expected: each becomes a line on stderr and an exit status."""
 
+import errno
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -60,6 +61,10 @@ class Located(str):
     what: str
     file: str
     line: int | None
+
+
+class Undecided(Error):
+    """Something could not be found out, such as whether a backup is damaged."""
 
 
 class Usage(Error):
@@ -150,4 +155,5 @@ def prefixing_errors(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Error(f"{what}: {error.strerror or error}") from error
+        kind = Undecided if error.errno == errno.ENOSPC else Error
+        raise kind(f"{what}: {error.strerror or error}") from error

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple, Self
 
 from .archive.differences import ATTRIBUTES, CONTENT, GONE, NEW, TYPE, Difference, pairs
@@ -35,10 +35,12 @@ class _Item(NamedTuple):
         return self
 
 
-def against(content: Content, directory: str, progress: Progress) -> Iterator[Difference]:
+def against(
+    content: Content, directory: str, progress: Progress, ignored: Collection[Aspect] = ()
+) -> Iterator[Difference]:
     """Yield what differs in a directory from a point; tar compares modes, owners, times and contents.
 
-    Raises Error if either can't be read.
+    Aspects that are ``ignored`` may differ. Raises Error if either can't be read.
     """
     with prefixing_errors(directory), Directory.at(directory) as top:
         with progress("comparing", content.size()) as advance, comparing(top) as compared:
@@ -49,7 +51,7 @@ def against(content: Content, directory: str, progress: Progress) -> Iterator[Di
             if old is None or new is None:
                 change = NEW if old is None else GONE
             else:
-                change = _change(_aspects(told, name, old, new), old.is_directory)
+                change = _change(_aspects(told, name, old, new).difference(ignored), old.is_directory)
             if change:
                 yield Difference(path, change, old and old.size, new and new.size)
 
@@ -95,7 +97,8 @@ def _aspects(told: Mapping[bytes, set[Aspect]], name: bytes, old: _Item, new: _I
     if Aspect.LINK not in aspects and old.link in told:
         return told[old.link]
     found = {Aspect.CONTENT} if old.modified != new.modified else set()
-    return found | ({Aspect.ATTRIBUTES} if (old.mode, old.owner) != (new.mode, new.owner) else set())
+    found |= {Aspect.MODE} if old.mode != new.mode else set()
+    return found | ({Aspect.OWNER} if old.owner != new.owner else set())
 
 
 def _change(aspects: set[Aspect], is_directory: bool) -> str:
@@ -103,6 +106,6 @@ def _change(aspects: set[Aspect], is_directory: bool) -> str:
     if Aspect.TYPE in aspects:
         return TYPE
     found = CONTENT if Aspect.CONTENT in aspects else ""
-    if Aspect.ATTRIBUTES in aspects or (aspects == {Aspect.TIME} and not is_directory):
+    if aspects & {Aspect.MODE, Aspect.OWNER} or (aspects == {Aspect.TIME} and not is_directory):
         found += ATTRIBUTES
     return found

@@ -3,27 +3,30 @@
 import argparse
 import bz2
 import re
-import secrets
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any, NamedTuple
 
-from . import offsite
-from .arguments import add_at, add_destinations, destinations
-from .config import load_db
-from .destination.catalog import GLOBALS
+from . import offsite, restore_test
+from .arguments import add_at, add_destinations, add_json, destinations
+from .destination import binding
+from .destination.catalog import GLOBALS, Chosen
 from .destination.collection import Destinations
 from .destination.contents import Content
 from .destination.reader import Destination
-from .errors import FAILED, Error, Usage
-from .messages import Messages
+from .errors import FAILED, Error, Undecided, Usage
+from .messages import Messages, show_json
 from .programs import postgres
 from .programs.restic import Repository, Snapshot
 from .programs.tar import listing
+from .restore_test import Restored
 from .times import shown_moment
 
 # How many differences from an off-site copy are named.
 _SHOWN = 5
+_OK, _DAMAGED, _UNDECIDED = "ok", "damaged", "undecided"
 
 EXAMPLE = "btw-backup -v verify /var/backups/etc"
 STATUSES = {"1": "something is damaged, or could not be read"}
@@ -47,8 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--restore-test",
         action="store_true",
-        help="also restores the newest dump of a database into a scratch database, and drops that",
+        help="also restores the newest point: a filesystem into a scratch directory, where it is compared, a"
+        " database into a scratch database",
     )
+    add_json(parser)
     add_destinations(parser)
 
 
@@ -62,70 +67,146 @@ def _subset(text: str) -> str:
     return text
 
 
+class Result(NamedTuple):
+    """How the verification of a point ended, and what was restored of it.
+
+    An entry that can't be read has no ``time``, an off-site copy no ``backup``.
+    """
+
+    dst: str
+    source: str | None
+    backup: str | None
+    time: datetime | None
+    status: str
+    problem: str | None = None
+    seconds: float | None = None
+    restored: Restored | None = None
+
+    def as_object(self) -> dict[str, Any]:
+        """What ``--json`` prints of it."""
+        return {
+            "destination": self.dst,
+            "source": self.source,
+            "backup": self.backup,
+            "time": self.time and shown_moment(self.time),
+            "status": self.status,
+            "problem": self.problem,
+            "seconds": self.seconds and round(self.seconds, 3),
+            "restored": self.restored and self.restored._asdict(),
+        }
+
+
 def run(args: argparse.Namespace) -> int:
     if args.offsite and args.restore_test:
         raise Usage("--restore-test cannot be used with --offsite")
     if args.subset is not None and not args.offsite:
         raise Usage("--subset is for --offsite")
     chosen = destinations(args)
+    results: list[Result] = []
     if args.offsite:
-        return _verify_offsite(chosen, args)
-    return chosen.each(args.messages, partial(_verify, args, chosen.named))
+        status = _verify_offsite(chosen, args, results)
+    else:
+        status = chosen.each(args.messages, partial(_verify, args, chosen.named, results))
+    if args.json:
+        show_json(result.as_object() for result in results)
+    return status
 
 
-def _verify(args: argparse.Namespace, among_others: bool, dst: str, messages: Messages) -> int:
+def _verify(
+    args: argparse.Namespace, among_others: bool, results: list[Result], dst: str, messages: Messages
+) -> int:
+    first = len(results)
     with Destination.open(dst) as destination:
+        source = binding.read(destination.directory)
         for line in destination.broken:
             messages.error(line)
-        failures = len(destination.broken)
+            results.append(Result(dst, source, None, None, _DAMAGED, line))
         latest = destination.choose(args.at, datetime.now(UTC))
         passed: set[object] = set()
-        points = [latest] if args.at or args.latest else destination.points()
-        for chosen in points:
-            time = shown_moment(chosen.point.time)
-            try:
-                with (
-                    destination.opened(chosen) as content,
-                    messages.progress(f"verifying {time}", content.size()) as advance,
-                ):
-                    _check(content, passed, advance)
-                    # Beside databases there are globals, of which there is no such test.
-                    passed_over = among_others and content.database() is None
-                    if chosen == latest and args.restore_test and not passed_over:
-                        _restore_test(content, args.config_dir)
-            except Error as error:
-                failures += 1
-                messages.passed_on(error.stderr)
-                for line in error.lines:
-                    messages.error(f"{time}: {line}")
-            else:
-                messages.summary(f"{time}: ok")
-    return FAILED if failures else 0
+        for chosen in [latest] if args.at or args.latest else destination.points():
+            about = Result(dst, source, chosen.backup.name, chosen.point.time, _OK)
+            test = None
+            if args.restore_test and chosen == latest:
+                test = partial(_restore, args.config_dir, among_others, messages)
+            examine = partial(_examine, destination, chosen, passed, test, messages)
+            results.append(_attempt(about, examine, messages))
+    return FAILED if any(result.status != _OK for result in results[first:]) else 0
 
 
-def _verify_offsite(destinations: Destinations, args: argparse.Namespace) -> int:
+def _attempt(about: Result, examine: Callable[[], Restored | None], messages: Messages) -> Result:
+    """Examine a point, say how that ended, and return the result."""
+    begun = time.monotonic()
+    at = shown_moment(about.time) if about.time else ""
+    restored, status, problem = None, _OK, None
+    try:
+        restored = examine()
+    except Error as error:
+        status = _UNDECIDED if isinstance(error, Undecided) else _DAMAGED
+        problem = str(error)
+        messages.passed_on(error.stderr)
+        for line in error.lines:
+            messages.error(f"{at}: {line}")
+    else:
+        messages.summary(f"{at}: ok" if restored is None else f"{at}: ok, restored {restored}")
+    seconds = time.monotonic() - begun
+    return about._replace(status=status, problem=problem, seconds=seconds, restored=restored)
+
+
+def _examine(
+    destination: Destination,
+    chosen: Chosen,
+    passed: set[object],
+    test: Callable[[Content], Restored | None] | None,
+    messages: Messages,
+) -> Restored | None:
+    with destination.opened(chosen) as content:
+        with messages.progress(f"verifying {shown_moment(chosen.point.time)}", content.size()) as advance:
+            _check(content, passed, advance)
+        return None if test is None else test(content)
+
+
+def _restore(config_dir: str, among_others: bool, messages: Messages, content: Content) -> Restored | None:
+    """Make the restore test of a point; beside databases there are globals, of which there is none."""
+    if among_others and content.name == GLOBALS:
+        return None
+    return restore_test.restore(content, config_dir, messages)
+
+
+def _verify_offsite(chosen: Destinations, args: argparse.Namespace, results: list[Result]) -> int:
     """Verify the repository, once, and compare each destination with its newest copy."""
+    begun = time.monotonic()
     _, repository = offsite.configured(args.config_dir)
     snapshots = repository.snapshots()
     repository.check(args.subset)
-    return destinations.each(args.messages, partial(_compare, repository, snapshots))
+
+    def compare(dst: str, messages: Messages) -> int:
+        with Destination.open(dst) as destination:
+            about = Result(dst, binding.read(destination.directory), None, None, _OK)
+            try:
+                at = _compare(repository, snapshots, destination)
+            except Error as error:
+                results.append(about._replace(status=_UNDECIDED, problem=str(error)))
+                raise
+            results.append(about._replace(time=at, seconds=time.monotonic() - begun))
+            messages.summary(f"{dst}: the off-site copy of {shown_moment(at)} is ok")
+        return 0
+
+    return chosen.each(args.messages, compare)
 
 
-def _compare(repository: Repository, snapshots: Sequence[Snapshot], dst: str, messages: Messages) -> int:
-    """Raise Error unless the newest copy of a destination is what that holds."""
-    with Destination.open(dst) as destination:
-        state = offsite.examine(destination)
-        own = offsite.own_copies(snapshots, destination.directory.path())
+def _compare(repository: Repository, snapshots: Sequence[Snapshot], destination: Destination) -> datetime:
+    """Return the time of a destination's newest copy. Raises Error unless it is what that holds."""
+    state = offsite.examine(destination)
+    own = offsite.own_copies(snapshots, destination.directory.path())
     if not own:
-        raise Error(f"there is no off-site copy of {dst}: send it with sync")
+        raise Error(f"there is no off-site copy of {destination.path}: send it with sync")
     differences = offsite.differences(own[-1], repository.nodes(own[-1].snapshot.id), state)
     if differences:
         shown = differences[:_SHOWN]
         if len(differences) > _SHOWN:
             shown.append(f"… and {len(differences) - _SHOWN} more")
-        raise Error(*shown, f"the newest off-site copy differs from {dst}: send it with sync")
-    messages.summary(f"{dst}: the off-site copy of {shown_moment(own[-1].snapshot.time)} is ok")
-    return 0
+        raise Error(*shown, f"the newest off-site copy differs from {destination.path}: send it with sync")
+    return own[-1].snapshot.time
 
 
 def _check(content: Content, passed: set[object], advance: Callable[[int], None]) -> None:
@@ -150,18 +231,3 @@ def _check(content: Content, passed: set[object], advance: Callable[[int], None]
     else:
         with listing() as listed:
             content.write_to(listed.write, advance)
-
-
-def _restore_test(content: Content, config_dir: str) -> None:
-    """Restore a dump into a scratch database. Raises Error if it can't be restored."""
-    database = content.database()
-    if database is None:
-        raise Error("--restore-test is for backups of a database")
-    server = load_db(config_dir, database).server
-    scratch = f"btw_backup_test_{secrets.token_hex(4)}"
-    with content.file() as dumped:
-        postgres.create_database(scratch, dumped, server)
-        try:
-            postgres.restore(scratch, dumped, server)
-        finally:
-            postgres.drop_database(scratch, server)

@@ -14,7 +14,7 @@ FLOORS = [
     {"__main__"},
     {"cli"},
     COMMANDS,
-    {"arguments", "entries", "monitoring", "offsite", "patterns"},
+    {"arguments", "entries", "monitoring", "offsite", "patterns", "restore_test"},
     {"config", "options", "hooks", "workdir", "source", "walk", "fingerprint", "ranges", "live"},
     {"destination"},
     {"archive"},

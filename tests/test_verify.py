@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import json
 import os
 import random
 import re
@@ -12,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -418,33 +420,57 @@ def test_nothing_to_verify(btw: Btw, dst: Path) -> None:
     assert btw("verify", "--latest", "--at", "3d", dst).status == 2
 
 
-# --restore-test
+# --json
+
+KEYS = ["destination", "source", "backup", "time", "status", "problem", "seconds", "restored"]
 
 
-def databases(server: Server) -> str:
-    return server.psql("SELECT datname FROM pg_database ORDER BY 1")
+def as_objects(result: Result) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(result.out)
+    for each in found:
+        assert list(each) == KEYS
+        assert each["time"] is None or 0 <= each["seconds"] < 100
+        assert (each["status"] == "ok") == (each["problem"] is None)
+    return found
 
 
-def test_restore_test(btw: Btw, dst: Path, server: Server, make_database: MakeDatabase) -> None:
-    name = make_database(server, "My Shop", "CREATE ROLE btw_owner; CREATE TABLE t (); CREATE TABLE u ()")
-    try:
-        assert btw("db", name, dst, env=server.as_superuser) == SILENCE
-        server.psql("ALTER TABLE u OWNER TO btw_owner", name)
-        before = databases(server)
-        assert btw("verify", "--restore-test", dst, env=server.as_superuser) == SILENCE
-        assert databases(server) == before
-        assert btw("db", name, dst, env=server.as_superuser) == SILENCE
-        *_, newest = btw("list", dst).out.split()
-        assert btw("verify", "--restore-test", dst, env=server.as_superuser) == SILENCE
-    finally:
-        server.psql("DROP OWNED BY btw_owner; DROP ROLE btw_owner", name)
-    result = btw("verify", "--restore-test", dst, env=server.as_superuser)
+def test_json_has_an_object_for_each_point(btw: Btw, dst: Path, mixture: list[str]) -> None:
+    result = btw("verify", "--json", dst)
+    assert (result.status, result.err) == (0, "")
+    found = as_objects(result)
+    assert [each["time"] for each in found] == [f"{time}Z" for time in mixture]
+    assert [each["backup"] for each in found[2:4]] == [CHAIN, f"{mixture[3]}.tbz"]
+    assert {each["status"] for each in found} == {"ok"}
+    assert {each["destination"] for each in found} == {str(dst)}
+    assert {each["source"] for each in found} == {each["restored"] for each in found} == {None}
+    assert len(as_objects(btw("verify", "--json", "--latest", dst))) == 1
+
+
+def test_json_says_what_is_damaged(btw: Btw, dst: Path, mixture: list[str]) -> None:
+    """Each line on stderr, too. An entry that can't be read has no time."""
+    change_a_bit(increment_of(dst / CHAIN, mixture[0]))
+    (dst / "2025-01-02T00:00:00").mkdir()
+    (dst / "2025-01-02T00:00:00" / "rdiff-backup-data").touch()
+    result = btw("verify", "--json", dst)
+    found = as_objects(result)
     assert result.status == 1
-    assert "btw_owner" in result.err and result.err.splitlines()[-1].startswith(f"{PROG}: {newest}Z: ")
-    assert databases(server) == before
-    assert btw("verify", dst, env=server.as_superuser) == SILENCE
+    bad = [each for each in found if each["status"] == "damaged"]
+    assert [each["time"] for each in bad] == [None, f"{mixture[0]}Z"]
+    assert result.err.splitlines() == [
+        f"{PROG}: {bad[0]['problem']}", f"{PROG}: {mixture[0]}Z: {bad[1]['problem']}"
+    ]  # fmt: skip
+    assert len(found) == 9
 
 
-def test_restore_test_of_what_is_no_database(btw: Btw, dst: Path, mixture: list[str]) -> None:
-    result = btw("verify", "--latest", "--restore-test", dst)
-    assert result.status == 1 and "--restore-test" in result.err
+def test_json_of_several_destinations_is_one_array(
+    btw: Btw, two_points: Path, src: Path, dst: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    add_tarball(other, ".tbz", archive(tmp_path))
+    result = btw("verify", "--json", tmp_path / "missing", dst, other)
+    assert result.status == 1 and result.err.count("\n") == 1
+    found = as_objects(result)
+    assert [each["destination"] for each in found] == [str(dst), str(dst), str(other)]
+    assert [each["source"] for each in found] == [str(src), str(src), None]
+    assert btw("verify", "--json", tmp_path / "missing").out == "[]\n"

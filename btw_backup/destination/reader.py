@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Self
 
-from ..errors import Error
+from ..errors import Error, Undecided
 from ..system.directories import Directory
 from ..times import latest_moment, shown_moment
 from . import catalog
@@ -68,14 +68,14 @@ class Destination:
                     self.rescan()
                     chosen = self._again(chosen)
             else:
-                raise Error(f"{self.path} is changing too fast: try again")
+                raise Undecided(f"{self.path} is changing too fast: try again")
             yield content
 
     def _again(self, chosen: Chosen) -> Chosen:
         for found in self.points():
             if (found.backup.name, found.point.time) == (chosen.backup.name, chosen.point.time):
                 return found
-        raise Error(f"the point {shown_moment(chosen.point.time)} has been removed meanwhile")
+        raise Undecided(f"the point {shown_moment(chosen.point.time)} has been removed meanwhile")
 
 
 def open_directory(path: str, *, follow: bool = True) -> Directory:

@@ -2,7 +2,7 @@
 
 import shutil
 
-from ..errors import Error
+from ..errors import Undecided
 
 # Those that are not named as the program.
 _PACKAGES = {
@@ -21,8 +21,8 @@ def available(program: str) -> bool:
 
 
 def find(program: str) -> str:
-    """Return the program's path. Raises Error with the name of its package if it is not installed."""
+    """Return the program's path. Raises Undecided with the name of its package if it is not installed."""
     path = shutil.which(program)
     if path is None:
-        raise Error(f"{program} not found: install the package {_PACKAGES.get(program, program)}")
+        raise Undecided(f"{program} not found: install the package {_PACKAGES.get(program, program)}")
     return path

@@ -126,7 +126,8 @@ class Aspect(Enum):
     """
 
     CONTENT = (b"Contents differ", b"Size differs", b"Symlink differs", b"Device number", b"File fragment at")
-    ATTRIBUTES = (b"Mode differs", b"Uid differs", b"Gid differs")
+    MODE = (b"Mode differs",)
+    OWNER = (b"Uid differs", b"Gid differs")
     TIME = (b"Mod time differs",)
     TYPE = (b"File type differs",)
     LINK = (b"Not linked to",)

@@ -5,11 +5,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..errors import Error
+from ..errors import Error, Undecided
 from .directories import Directory
 
 
-class NoRoom(Error):
+class NoRoom(Undecided):
     """A disk is full, and the message names it."""
 
 
