@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+from .destination.verification import NEWEST, PART, POINT, Verification
 from .messages import one_line, size
 from .times import age, shown_moment
 
@@ -23,6 +24,10 @@ class State(IntEnum):
 
 # UNKNOWN must not hide a backup that is known to be too old.
 _RISING = (State.OK, State.WARNING, State.UNKNOWN, State.CRITICAL)
+
+
+# What was verified if not all was, in words.
+_SCOPES = {NEWEST: " (the newest point only)", POINT: " (one point only)", PART: " (a part only)"}
 
 
 class CopyFacts(NamedTuple):
@@ -41,7 +46,8 @@ class Facts(NamedTuple):
     ``success``: when a run last succeeded, whether or not it had something to store. ``used``: the
     space on the disk in bytes. ``interrupted``: the newest backup is a chain left half done.
     ``copies`` is None if none are configured; ``broken``: entries that can't be read; ``source`` is None
-    if it is not known.
+    if it is not known. ``verified``, ``restored`` and ``copy_verified``: the last verification, the last
+    restore test, and the last verification of the off-site copy, None if none is remembered.
     """
 
     newest_time: datetime | None
@@ -52,6 +58,16 @@ class Facts(NamedTuple):
     copies: CopyFacts | None = None
     broken: tuple[str, ...] = ()
     source: str | None = None
+    verified: Verification | None = None
+    restored: Verification | None = None
+    copy_verified: Verification | None = None
+
+
+class Limits(NamedTuple):
+    """How long ago the last success, and the last verification, may be; None if any time will do."""
+
+    age: timedelta | None = None
+    verify_age: timedelta | None = None
 
 
 class Report(NamedTuple):
@@ -63,26 +79,43 @@ class Report(NamedTuple):
     facts: Facts | None
 
 
-def judge(facts: Facts, now: datetime, max_age: timedelta | None) -> tuple[State, str]:
+def judge(facts: Facts, now: datetime, limits: Limits) -> tuple[State, str]:
     """Return the state of a destination, and what is wrong with it, or an empty string."""
     if facts.success is None and facts.broken:
         return State.UNKNOWN, facts.broken[0]
     if facts.success is None:
-        return (State.WARNING if max_age is None else State.CRITICAL), "no backups yet"
-    if max_age is not None and now - facts.success > max_age:
-        return State.CRITICAL, f"no success within {age(max_age.total_seconds())}"
-    copies = facts.copies or CopyFacts(None, None)
-    if max_age is not None and copies.unsent is not None and now - copies.unsent > max_age:
-        return State.CRITICAL, f"no off-site copy since {shown_moment(copies.unsent)}"
-    if facts.interrupted:
-        return State.WARNING, "the newest chain was interrupted"
-    if facts.broken:
+        return (State.WARNING if limits.age is None else State.CRITICAL), "no backups yet"
+    problem = _critical_problem(facts, facts.success, now, limits.age)
+    if problem:
+        return State.CRITICAL, problem
+    if facts.broken and not facts.interrupted:
         return State.UNKNOWN, facts.broken[0]
-    if facts.success > now:
-        return State.WARNING, "the newest point or run is dated in the future"
+    problem = _lesser_problem(facts, facts.success, now, limits.verify_age)
+    return (State.WARNING, problem) if problem else (State.OK, "")
+
+
+def _critical_problem(facts: Facts, success: datetime, now: datetime, max_age: timedelta | None) -> str:
+    if max_age is not None and now - success > max_age:
+        return f"no success within {age(max_age.total_seconds())}"
+    unsent = facts.copies and facts.copies.unsent
+    if max_age is not None and unsent is not None and now - unsent > max_age:
+        return f"no off-site copy since {shown_moment(unsent)}"
+    if facts.verified is not None and not facts.verified.is_ok:
+        return "the last verification found damage"
+    return ""
+
+
+def _lesser_problem(facts: Facts, success: datetime, now: datetime, max_verify_age: timedelta | None) -> str:
+    if facts.interrupted:
+        return "the newest chain was interrupted"
+    if success > now:
+        return "the newest point or run is dated in the future"
     if facts.copies is not None and facts.copies.copied is None:
-        return State.WARNING, "no off-site copy yet"
-    return State.OK, ""
+        return "no off-site copy yet"
+    verified = facts.verified
+    if max_verify_age is not None and (verified is None or now - verified.ended > max_verify_age):
+        return f"no verification within {age(max_verify_age.total_seconds())}"
+    return ""
 
 
 def worst(states: Sequence[State]) -> State:
@@ -108,6 +141,14 @@ def _words(facts: Facts, now: datetime) -> Iterator[str]:
         yield f"last success {age(seconds)} ago" if seconds >= 0 else f"last success in {age(-seconds)}"
     if facts.copies is not None and facts.copies.copied is not None:
         yield f"off-site copy {age((now - facts.copies.copied).total_seconds())} ago"
+    for what, verified in (
+        ("verified", facts.verified),
+        ("restored on trial", facts.restored),
+        ("off-site copy verified", facts.copy_verified),
+    ):
+        if verified is not None:
+            extent = "" if verified is facts.restored else _SCOPES.get(verified.scope, "")
+            yield f"{what} {age((now - verified.ended).total_seconds())} ago{extent}"
     yield f"{facts.points} point{'s' if facts.points != 1 else ''}"
     yield size(facts.used)
     if facts.source is not None:
@@ -132,6 +173,7 @@ def as_object(report: Report, now: datetime) -> dict[str, Any]:
     known = report.facts is not None
     copied = facts.copies and facts.copies.copied
     unsent = facts.copies and facts.copies.unsent
+    verified, restored, copy_verified = facts.verified, facts.restored, facts.copy_verified
     return {
         "destination": report.dst,
         "source": facts.source,
@@ -145,6 +187,13 @@ def as_object(report: Report, now: datetime) -> dict[str, Any]:
         "offsite_newest": copied and shown_moment(copied),
         "offsite_age": copied and _seconds(copied, now),
         "unsent_since": unsent and shown_moment(unsent),
+        "verified": verified and shown_moment(verified.ended),
+        "verified_age": verified and _seconds(verified.ended, now),
+        "verify_seconds": verified and verified.seconds,
+        "verify_result": verified and verified.result,
+        "verify_scope": verified and verified.scope,
+        "restore_tested": restored and shown_moment(restored.ended),
+        "offsite_verified": copy_verified and shown_moment(copy_verified.ended),
     }
 
 
@@ -161,6 +210,31 @@ _METRICS: tuple[tuple[str, str, Callable[[Facts], datetime | int | None]], ...] 
         "offsite_newest_timestamp_seconds",
         "When the newest off-site copy was made.",
         lambda facts: facts.copies.copied if facts.copies else None,
+    ),
+    (
+        "last_verify_timestamp_seconds",
+        "When the last verification ended.",
+        lambda facts: facts.verified and facts.verified.ended,
+    ),
+    (
+        "last_verify_duration_seconds",
+        "How long it took.",
+        lambda facts: facts.verified and facts.verified.seconds,
+    ),
+    (
+        "last_verify_ok",
+        "Whether it found no damage.",
+        lambda facts: facts.verified and int(facts.verified.is_ok),
+    ),
+    (
+        "last_restore_test_timestamp_seconds",
+        "When a point was last restored on trial.",
+        lambda facts: facts.restored and facts.restored.ended,
+    ),
+    (
+        "offsite_last_verify_timestamp_seconds",
+        "When the off-site copy was last verified.",
+        lambda facts: facts.copy_verified and facts.copy_verified.ended,
     ),
 )
 

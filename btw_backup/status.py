@@ -6,17 +6,29 @@ Its lines and exit statuses are those that Nagios and its relatives read.
 import argparse
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from . import offsite
 from .arguments import add_destinations, add_json, destinations, span
 from .config import load_general
-from .destination import binding
+from .destination import binding, verification
 from .destination.log import last_success
 from .destination.reader import Destination
 from .errors import Error, prefixing_errors
 from .messages import show
-from .monitoring import CopyFacts, Facts, Report, State, as_object, exposition, judge, line, replace, worst
+from .monitoring import (
+    CopyFacts,
+    Facts,
+    Limits,
+    Report,
+    State,
+    as_object,
+    exposition,
+    judge,
+    line,
+    replace,
+    worst,
+)
 from .programs import process
 from .programs.restic import Snapshot
 from .system.directories import Directory
@@ -25,9 +37,10 @@ EXAMPLE = "btw-backup status --max-age 26h /var/backups/etc /var/backups/shop"
 STATUSES = {
     "0": "OK",
     "1": "WARNING: there are no backups yet; the newest chain was interrupted; a point is dated in the"
-    " future; there is no off-site copy yet; or the off-site repository can't be reached",
-    "2": "CRITICAL, with --max-age: the last success is longer ago; there are no backups; or a point is older"
-    " than that and has no off-site copy",
+    " future; there is no off-site copy yet; the off-site repository can't be reached; or, with"
+    " --max-verify-age, the last verification is longer ago",
+    "2": "CRITICAL: the last verification found damage; or, with --max-age, the last success is longer ago,"
+    " there are no backups, or a point is older than that and has no off-site copy",
     "3": "UNKNOWN: a destination is missing or can't be read, as its line says; or FILE can't be written",
 }
 
@@ -38,6 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=span,
         metavar="SPAN",
         help="sets how long ago the last success may be, such as 26h; longer is CRITICAL (default: any time)",
+    )
+    parser.add_argument(
+        "--max-verify-age",
+        type=span,
+        metavar="SPAN",
+        help="sets how long ago the last verification may be, such as 35d; longer is WARNING (default: any"
+        " time)",
     )
     add_json(parser)
     parser.add_argument(
@@ -51,7 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     now = datetime.now(UTC)
     snapshots, problem = _snapshots(args.config_dir)
-    reports = [_report(dst, now, args.max_age, snapshots) for dst in destinations(args).paths]
+    limits = Limits(args.max_age, args.max_verify_age)
+    reports = [_report(dst, now, limits, snapshots) for dst in destinations(args).paths]
     if problem:
         args.messages.error(problem)
         reports = [_unreached(report) for report in reports]
@@ -86,13 +107,13 @@ def _unreached(report: Report) -> Report:
     return report._replace(state=State.WARNING, problem="the off-site repository cannot be reached")
 
 
-def _report(dst: str, now: datetime, max_age: timedelta | None, snapshots: list[Snapshot] | None) -> Report:
+def _report(dst: str, now: datetime, limits: Limits, snapshots: list[Snapshot] | None) -> Report:
     try:
         with Destination.open(dst) as destination, prefixing_errors("cannot be read"):
             facts = examine(destination, snapshots)
     except Error as error:
         return Report(dst, State.UNKNOWN, str(error), None)
-    return Report(dst, *judge(facts, now, max_age), facts)
+    return Report(dst, *judge(facts, now, limits), facts)
 
 
 def examine(destination: Destination, snapshots: Sequence[Snapshot] | None = None) -> Facts:
@@ -112,6 +133,9 @@ def examine(destination: Destination, snapshots: Sequence[Snapshot] | None = Non
         None if snapshots is None else _copies(destination, snapshots),
         destination.broken,
         binding.read(destination.directory),
+        verification.last(destination.directory),
+        verification.last(destination.directory, verification.RESTORE_TEST),
+        verification.last(destination.directory, verification.OFFSITE),
     )
 
 

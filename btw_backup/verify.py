@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 from . import offsite, restore_test
 from .arguments import add_at, add_destinations, add_json, destinations
-from .destination import binding
+from .destination import binding, verification
 from .destination.catalog import GLOBALS, Chosen
 from .destination.collection import Destinations
 from .destination.contents import Content
 from .destination.reader import Destination
+from .destination.verification import Verification
 from .errors import FAILED, Error, Undecided, Usage
 from .messages import Messages, show_json
 from .programs import postgres
@@ -29,7 +30,7 @@ _SHOWN = 5
 _OK, _DAMAGED, _UNDECIDED = "ok", "damaged", "undecided"
 
 EXAMPLE = "btw-backup -v verify /var/backups/etc"
-STATUSES = {"1": "something is damaged, or could not be read"}
+STATUSES = {"1": "something is damaged, or could not be verified"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
 def _verify(
     args: argparse.Namespace, among_others: bool, results: list[Result], dst: str, messages: Messages
 ) -> int:
-    first = len(results)
+    begun, first = time.monotonic(), len(results)
     with Destination.open(dst) as destination:
         source = binding.read(destination.directory)
         for line in destination.broken:
@@ -130,6 +131,7 @@ def _verify(
                 test = partial(_restore, args.config_dir, among_others, messages)
             examine = partial(_examine, destination, chosen, passed, test, messages)
             results.append(_attempt(about, examine, messages))
+        _note(args, results[first:], time.monotonic() - begun, destination)
     return FAILED if any(result.status != _OK for result in results[first:]) else 0
 
 
@@ -172,12 +174,29 @@ def _restore(config_dir: str, among_others: bool, messages: Messages, content: C
     return restore_test.restore(content, config_dir, messages)
 
 
+def _note(
+    args: argparse.Namespace, results: Sequence[Result], seconds: float, destination: Destination
+) -> None:
+    """Remember the verification, unless all that can be said is that something could not be verified."""
+    statuses = {result.status for result in results}
+    if _DAMAGED not in statuses and statuses != {_OK}:
+        return
+    scope = verification.NEWEST if args.latest else verification.POINT if args.at else verification.ALL
+    made = Verification(datetime.now(UTC), round(seconds), _DAMAGED not in statuses, scope)
+    verification.note(made, destination.directory)
+    for result in results:
+        if result.restored is not None:
+            tested = made._replace(seconds=round(result.seconds or 0), is_ok=True, scope=verification.POINT)
+            verification.note(tested, destination.directory, verification.RESTORE_TEST)
+
+
 def _verify_offsite(chosen: Destinations, args: argparse.Namespace, results: list[Result]) -> int:
     """Verify the repository, once, and compare each destination with its newest copy."""
     begun = time.monotonic()
     _, repository = offsite.configured(args.config_dir)
     snapshots = repository.snapshots()
     repository.check(args.subset)
+    scope = verification.ALL if args.subset is None else verification.PART
 
     def compare(dst: str, messages: Messages) -> int:
         with Destination.open(dst) as destination:
@@ -187,7 +206,10 @@ def _verify_offsite(chosen: Destinations, args: argparse.Namespace, results: lis
             except Error as error:
                 results.append(about._replace(status=_UNDECIDED, problem=str(error)))
                 raise
-            results.append(about._replace(time=at, seconds=time.monotonic() - begun))
+            seconds = time.monotonic() - begun
+            results.append(about._replace(time=at, seconds=seconds))
+            made = Verification(datetime.now(UTC), round(seconds), is_ok=True, scope=scope)
+            verification.note(made, destination.directory, verification.OFFSITE)
             messages.summary(f"{dst}: the off-site copy of {shown_moment(at)} is ok")
         return 0
 

@@ -58,7 +58,7 @@ def test_points_are_made_and_restored(root: Path, btw: Btw, config_dir: Path, ki
     for path in dst.rglob("*"):
         if ".btw-backup" not in path.parts:
             assert path.lstat().st_uid == OWNER, path
-    assert sorted(path.name for path in (dst / ".btw-backup").iterdir()) == ["lock", "newest", "success"]
+    assert sorted(os.listdir(dst / ".btw-backup")) == ["lock", "newest", "success", "verified"]
 
 
 @pytest.mark.parametrize("kind", ["rdiff", "tar"])

@@ -4,12 +4,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from btw_backup.monitoring import Facts, Report, State, judge, line, worst
+from btw_backup.destination.verification import ALL, NEWEST, Verification
+from btw_backup.monitoring import Facts, Limits, Report, State, judge, line, worst
 
 from .helpers.monitors import LINE
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
 GOOD = Facts(NOW - 5 * HOUR, NOW - 2 * HOUR, 3, 286_000_000, False)
 EMPTY = Facts(None, None, 0, 0, False)
 
@@ -29,7 +31,30 @@ EMPTY = Facts(None, None, 0, 0, False)
     ],
 )
 def test_states(facts: Facts, max_age: timedelta | None, state: State) -> None:
-    found, problem = judge(facts, NOW, max_age)
+    found, problem = judge(facts, NOW, Limits(max_age))
+    assert found == state and bool(problem) == (state != State.OK)
+
+
+VERIFIED = GOOD._replace(verified=Verification(NOW - 3 * DAY, 600, True, ALL))
+DAMAGED = GOOD._replace(verified=Verification(NOW, 600, False, NEWEST))
+
+
+@pytest.mark.parametrize(
+    ("facts", "max_verify_age", "state"),
+    [
+        (GOOD, None, State.OK),
+        (GOOD, DAY, State.WARNING),
+        (VERIFIED, None, State.OK),
+        (VERIFIED, 3 * DAY, State.OK),
+        (VERIFIED, 3 * DAY - timedelta(seconds=1), State.WARNING),
+        (DAMAGED, None, State.CRITICAL),
+        (DAMAGED, DAY, State.CRITICAL),
+        (DAMAGED._replace(interrupted=True), None, State.CRITICAL),
+        (GOOD._replace(broken=("a chain",)), DAY, State.UNKNOWN),
+    ],
+)
+def test_states_after_a_verification(facts: Facts, max_verify_age: timedelta | None, state: State) -> None:
+    found, problem = judge(facts, NOW, Limits(2 * HOUR, max_verify_age))
     assert found == state and bool(problem) == (state != State.OK)
 
 

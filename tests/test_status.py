@@ -36,6 +36,13 @@ KEYS = {
     "offsite_newest": (str, type(None)),
     "offsite_age": (int, type(None)),
     "unsent_since": (str, type(None)),
+    "verified": (str, type(None)),
+    "verified_age": (int, type(None)),
+    "verify_seconds": (int, type(None)),
+    "verify_result": (str, type(None)),
+    "verify_scope": (str, type(None)),
+    "restore_tested": (str, type(None)),
+    "offsite_verified": (str, type(None)),
 }
 SAMPLE = re.compile(r'(btw_backup_[a-z_]+)\{destination="((?:[^"\\\n]|\\[\\"n])*)"\} (\d+)')
 METRICS = [
@@ -44,6 +51,11 @@ METRICS = [
     "points",
     "stored_bytes",
     "offsite_newest_timestamp_seconds",
+    "last_verify_timestamp_seconds",
+    "last_verify_duration_seconds",
+    "last_verify_ok",
+    "last_restore_test_timestamp_seconds",
+    "offsite_last_verify_timestamp_seconds",
 ]
 
 
@@ -261,7 +273,7 @@ def as_nobody(dst: Path) -> Report:
     """Return what an ordinary user sees."""
     os.seteuid(65534)
     try:
-        return status._report(str(dst), NOW, None, None)
+        return status._report(str(dst), NOW, monitoring.Limits(), None)
     finally:
         os.seteuid(0)
 

@@ -12,7 +12,7 @@ from .running import Btw
 
 BASE = 1_795_385_777  # 2026-11-22T22:16:17Z
 # What may be in a destination's private directory while nothing runs.
-AT_REST = {"lock", "newest", "sent", "success"}
+AT_REST = {"lock", "newest", "sent", "success", "verified", "restored", "verified-offsite"}
 # What is beside the backups.
 NOTES = {"log.txt", "source.txt", "RESTORE.txt"}
 
