@@ -94,8 +94,19 @@ bench-packages:
 packages:
 	@$(call install,$(RUNTIME_PACKAGES))
 
-test-packages:
+test-packages: .venv/bin/promtool
 	@$(call install,$(RUNTIME_PACKAGES) $(TEST_PACKAGES))
+
+# Checks the rules for Prometheus. Only this program of Debian's package: installed, that is a server which
+# listens on every address, now and after the next boot.
+.venv/bin/promtool: | .venv/bin/pip
+	rm -rf .venv/prometheus
+	mkdir .venv/prometheus
+	$(SUDO) apt-get update -q
+	cd .venv/prometheus && apt-get download -q -o APT::Sandbox::User=$$(id -un) prometheus
+	dpkg-deb --fsys-tarfile .venv/prometheus/*.deb | tar -x -C .venv/prometheus ./usr/bin/promtool
+	mv .venv/prometheus/usr/bin/promtool $@
+	rm -rf .venv/prometheus
 
 # Install the Debian packages of a list that are missing.
 install = missing=$$(for package in $(1); do \

@@ -1,6 +1,11 @@
 """The states that monitors know, and the lines that they read."""
 
+import json
+import re
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +13,10 @@ from btw_backup.destination.verification import ALL, NEWEST, Verification
 from btw_backup.monitoring import Facts, Limits, Report, State, judge, line, worst
 
 from .helpers.monitors import LINE
+from .helpers.running import Btw
+
+PROMTOOL = Path(sys.executable).with_name("promtool")
+RULES = Path(__file__).parent.parent / "docs" / "monitoring" / "btw-backup.rules.yml"
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -76,3 +85,54 @@ def test_lines() -> None:
     assert line(Report("/b", State.UNKNOWN, "gone", None), NOW, None) == "BTW-BACKUP UNKNOWN - /b: gone"
     forged = Report("/b|age=0s\nBTW-BACKUP OK\x1b[2J", State.UNKNOWN, "a | b", None)
     assert LINE.fullmatch(line(forged, NOW, None))
+
+
+# Rules and dashboard
+
+
+def promtool(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([PROMTOOL, *args], capture_output=True, text=True)
+
+
+@pytest.fixture
+def exported(btw: Btw, dst: Path, tmp_path: Path) -> set[str]:
+    """The names of our metrics."""
+    (dst / "2001-02-03T04:05:06.tbz").touch()
+    assert btw("status", "--prometheus", tmp_path / "prom", dst).status == 0
+    return set(re.findall("^# TYPE (btw_backup_[a-z_]+) gauge$", (tmp_path / "prom").read_text(), re.M))
+
+
+def metrics(expression: str) -> set[str]:
+    """The names in an expression of Prometheus that are neither functions nor operators."""
+    plain = re.sub(r"\{[^}]*\}|\[[^]]*\]", "", expression)
+    return set(re.findall(r"\b[a-z_]+\b(?!\()", plain)) - {"unless"}
+
+
+def test_the_rules_do_what_they_say() -> None:
+    assert promtool("check", "rules", RULES).returncode == 0
+    tested = promtool("test", "rules", RULES.with_name("btw-backup.rules.test.yml"))
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+def test_the_rules_use_what_is_exported(exported: set[str]) -> None:
+    expressions = re.findall(r"^ +expr: (.+)$", RULES.read_text(), re.M)
+    used = set().union(*map(metrics, expressions))
+    assert len(expressions) == 8
+    assert used - exported == {"node_textfile_mtime_seconds"}  # node_exporter has it of each file
+
+
+def test_the_dashboard_uses_what_is_exported(exported: set[str], tmp_path: Path) -> None:
+    dashboard = json.loads(RULES.with_name("btw-backup.json").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    assert set().union(*map(metrics, expressions)) == exported
+    queried = [each["definition"] for each in dashboard["templating"]["list"] if each["type"] == "query"]
+    found = [re.fullmatch(r"label_values\((.+), (?:instance|destination)\)", each) for each in queried]
+    expressions += [match[1] for match in found if match]
+    assert len(expressions) == 12 and metrics(expressions[-1]) <= exported
+    rules = [{"record": f"r{number}", "expr": each} for number, each in enumerate(expressions)]
+    # Any JSON is YAML, too.
+    (tmp_path / "rules").write_text(json.dumps({"groups": [{"name": "all", "rules": rules}]}))
+    checked = promtool("check", "rules", tmp_path / "rules")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    numbers = [panel["id"] for panel in dashboard["panels"]]
+    assert len(set(numbers)) == len(numbers)
