@@ -15,7 +15,7 @@ from .destination import binding, verification
 from .destination.catalog import GLOBALS, Chosen
 from .destination.collection import Destinations
 from .destination.contents import Content
-from .destination.reader import Destination
+from .destination.reader import Destination, Removed
 from .destination.verification import Verification
 from .errors import FAILED, Error, Undecided, Usage
 from .messages import Messages, show_json
@@ -130,7 +130,12 @@ def _verify(
             if args.restore_test and chosen == latest:
                 test = partial(_restore, args.config_dir, among_others, messages)
             examine = partial(_examine, destination, chosen, passed, test, messages)
-            results.append(_attempt(about, examine, messages))
+            try:
+                results.append(_attempt(about, examine, messages))
+            except Removed as removed:  # by prune, which is its right
+                if args.at or args.latest:
+                    raise
+                messages.summary(str(removed))
         _note(args, results[first:], time.monotonic() - begun, destination)
     return FAILED if any(result.status != _OK for result in results[first:]) else 0
 
@@ -142,6 +147,8 @@ def _attempt(about: Result, examine: Callable[[], Restored | None], messages: Me
     restored, status, problem = None, _OK, None
     try:
         restored = examine()
+    except Removed:
+        raise
     except Error as error:
         status = _UNDECIDED if isinstance(error, Undecided) else _DAMAGED
         problem = str(error)

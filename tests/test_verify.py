@@ -21,7 +21,7 @@ from btw_backup.cli import main
 
 from .helpers import trees
 from .helpers.postgres_servers import MakeDatabase, Server
-from .helpers.running import Btw, Result
+from .helpers.running import Btw, Gate, Result, Start, ended
 
 PROG = "btw_backup"
 SILENCE = Result(0, "", "")
@@ -418,6 +418,20 @@ def test_nothing_to_verify(btw: Btw, dst: Path) -> None:
     result = btw("verify", dst)
     assert result.status == 1 and len(result.err.splitlines()) == 1
     assert btw("verify", "--latest", "--at", "3d", dst).status == 2
+
+
+def test_a_point_that_is_removed_meanwhile_is_no_failure(
+    btw: Btw, dst: Path, tmp_path: Path, start: Start
+) -> None:
+    for hour in range(2):
+        add_tarball(dst, ".tar.gz", archive(tmp_path, hour), hour=hour)
+    gate = Gate(tmp_path / "gate", "tar", only="--list")
+    run = start("-v", "verify", dst, env=gate.env)
+    gate.reached()
+    (dst / f"{LATER}.tar.gz").unlink()
+    gate.open()
+    said = f"{PROG}: {CHAIN}Z: ok\n{PROG}: the point {LATER}Z has been removed meanwhile\n"
+    assert ended(run) == (0, said)
 
 
 # --json

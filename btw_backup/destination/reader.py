@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 _TRIES = 5
 
 
+class Removed(Error):
+    """A point has been removed since it was chosen."""
+
+
 class Destination:
     """An open destination: its path, its directory, and what it held at the last scan."""
 
@@ -75,7 +79,7 @@ class Destination:
         for found in self.points():
             if (found.backup.name, found.point.time) == (chosen.backup.name, chosen.point.time):
                 return found
-        raise Undecided(f"the point {shown_moment(chosen.point.time)} has been removed meanwhile")
+        raise Removed(f"the point {shown_moment(chosen.point.time)} has been removed meanwhile")
 
 
 def open_directory(path: str, *, follow: bool = True) -> Directory:
