@@ -14,7 +14,7 @@ from .destination.contents import Content
 from .destination.reader import Destination
 from .errors import Error, Usage, prefixing_errors
 from .messages import show
-from .programs import postgres, toc
+from .programs import postgres, roles, toc
 from .programs.server import Server
 from .programs.tables import Tables
 from .system.files import closed_at_end, write_all
@@ -124,7 +124,10 @@ def _use_dump(content: Content, args: argparse.Namespace) -> None:
             return
         server = load_db(args.config_dir, database).server
         tables = Tables.of(dumped, args.table, args.schema) if args.table or args.schema else None
-        with args.messages.progress(f"restoring into {args.db}", content.size()) as advance:
+        with (
+            roles.explaining(server),
+            args.messages.progress(f"restoring into {args.db}", content.size()) as advance,
+        ):
             restore = partial(postgres.restore, args.db, dumped, server, advance=advance)
             if args.create:
                 _restore_into_new(args.db, dumped, server, tables, partial(restore, jobs=args.jobs))

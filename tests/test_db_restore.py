@@ -311,6 +311,9 @@ OWNED = f"""
 """
 
 
+GLOBALS_FIRST = f'{PROG}: role "btw_owner" does not exist: restore the globals first, with db-restore -g'
+
+
 def without_owner(store: Loaded, server: Server, sql: str) -> None:
     """Back up a database with objects that belong to a role, and drop the role."""
     try:
@@ -338,9 +341,25 @@ def test_a_failure_leaves_everything_as_it_was(
         result = btw("db-restore", *options, dst, name, env=server.as_superuser)
         assert result.status == 1, options
         assert 'role "btw_owner" does not exist' in result.err, options
-        assert result.err.splitlines()[-1] == f"{PROG}: pg_restore exited with code: 1"
+        assert result.err.splitlines()[-2:] == [f"{PROG}: pg_restore exited with code: 1", GLOBALS_FIRST]
         assert databases(server) == there, options
         assert {name: server.plain_dump(name) for name in before} == before, options
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        'CREATE TABLE t (); GRANT SELECT ON t TO "btw_owner"',
+        "CREATE TABLE t (); CREATE POLICY p ON t TO btw_owner",
+        "ALTER DEFAULT PRIVILEGES FOR ROLE btw_owner GRANT SELECT ON TABLES TO PUBLIC",
+    ],
+)
+def test_whatever_needs_a_missing_role_says_so(
+    btw: Btw, dst: Path, one_server: Server, store: Loaded, make_database: MakeDatabase, sql: str
+) -> None:
+    without_owner(store, one_server, f"CREATE ROLE btw_owner; {sql}")
+    result = btw("db-restore", dst, make_database(one_server, "empty"), env=one_server.as_superuser)
+    assert (result.status, result.err.splitlines()[-1]) == (1, GLOBALS_FIRST)
 
 
 def test_a_failure_where_a_name_holds_a_newline(
