@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
-from . import offsite, workdir
+from . import workdir
 from .arguments import add_json
 from .config import (
     Storage,
@@ -20,6 +20,7 @@ from .config import (
 from .errors import FAILED, Error, Located
 from .hooks import Hooks
 from .messages import show_json
+from .offsite import stores
 from .programs import compressors, packages, postgres, process, versions
 from .system import confinement
 
@@ -125,10 +126,17 @@ def _check_offsite(config_dir: str) -> None:
         _check_version("restic")
     except _Doubt as error:
         untested = error
-    repository = offsite.repository(settings)
+    repositories = stores.repositories(settings)
     if os.stat(settings.password_file).st_mode & 0o077:
         raise Error(Located("others can read the password: use chmod go=", settings.password_file))
-    repository.snapshots()
+    errors: list[str] = []
+    for repository in repositories:
+        try:
+            repository.snapshots()
+        except Error as error:
+            errors += error.lines
+    if errors:
+        raise Error(*errors)
     if untested:
         raise untested
 

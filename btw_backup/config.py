@@ -50,13 +50,16 @@ class FsOptions(NamedTuple):
 class Offsite(NamedTuple):
     """Where off-site copies are kept, and when they are made and removed.
 
-    ``address`` is restic's name of a repository; ``env`` holds variables that its store needs;
+    ``config_dir`` goes off-site, too. ``addresses`` are restic's names of repositories, which have one
+    password; ``env`` holds variables that their stores need; ``limit_upload`` is in KiB/s, 0 for any;
     ``keep`` is None if no copy is ever removed.
     """
 
-    address: str
+    config_dir: str
+    addresses: tuple[str, ...]
     password_file: str
     env: dict[str, str]
+    limit_upload: int
     auto: bool
     keep: Policy | None
 
@@ -91,20 +94,29 @@ def load_general(config_dir: str) -> General:
 
 
 def _offsite(values: Mapping[str, Any], path: str) -> Offsite | None:
-    address, password_file = values["OFFSITE"], values["OFFSITE_PASSWORD_FILE"]
-    if address is None:
-        for name in ("OFFSITE_AUTO", "OFFSITE_KEEP"):
+    addresses, password_file = values["OFFSITE"], values["OFFSITE_PASSWORD_FILE"]
+    if not addresses:
+        for name in ("OFFSITE_AUTO", "OFFSITE_KEEP", "OFFSITE_LIMIT_UPLOAD"):
             if values[name]:
                 raise Error(Located(f"{name} is set, but OFFSITE is not", path))
         return None
     if password_file is None:
         raise Error(Located("OFFSITE is set, but OFFSITE_PASSWORD_FILE is not", path))
-    if not re.match(r"[a-z0-9]+:", address):  # a folder
-        address = os.path.join(os.path.dirname(path), os.path.expanduser(address))
-    password_file = os.path.join(os.path.dirname(path), os.path.expanduser(password_file))
     return Offsite(
-        address, password_file, values["OFFSITE_ENV"], values["OFFSITE_AUTO"], values["OFFSITE_KEEP"]
+        os.path.dirname(path),
+        # What has no scheme is a folder.
+        tuple(one if re.match(r"[a-z0-9]+:", one) else _below(path, one) for one in addresses),
+        _below(path, password_file),
+        values["OFFSITE_ENV"],
+        values["OFFSITE_LIMIT_UPLOAD"],
+        values["OFFSITE_AUTO"],
+        values["OFFSITE_KEEP"],
     )
+
+
+def _below(config_file: str, path: str) -> str:
+    """Return a path that may be relative to the configuration directory."""
+    return os.path.join(os.path.dirname(config_file), os.path.expanduser(path))
 
 
 def load_fs(path: str, general: General = NOTHING_GENERAL) -> FsOptions:

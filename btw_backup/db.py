@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from fnmatch import fnmatchcase
 
-from . import hooks, offsite
+from . import hooks
 from .arguments import add_adopt, add_destination, add_owner, add_wait
 from .config import GLOBAL, DbOptions, General, Offsite, Storage, check_database_name, load_db, load_general
 from .destination import binding, success
@@ -18,6 +18,7 @@ from .destination.collection import Destinations
 from .destination.writer import LockedDestination, working_on
 from .errors import Error, Usage, worst
 from .messages import Messages
+from .offsite import automatic
 from .programs import dumps, postgres
 from .system.directories import Directory
 
@@ -141,7 +142,7 @@ def back_up(
     mirror = GLOBALS if database is None else database + DUMP
     dst, warn = storage.dst, messages.warning
     described = hooks.Run("db", database or "", os.path.abspath(dst))
-    with offsite.sending(off_site, messages) as sending:
+    with automatic.sending(off_site, messages) as sending:
         with (
             hooks.on_failure(options.hooks, described, warn),
             working_on(dst, warn, storage.owner, storage.wait, follow=follow) as destination,

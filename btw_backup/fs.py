@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from datetime import datetime
 from typing import NamedTuple
 
-from . import fingerprint, hooks, offsite, workdir
+from . import fingerprint, hooks, workdir
 from .archive import parts
 from .archive.division import compare, compare_some
 from .archive.parts import Made, Part
@@ -25,6 +25,7 @@ from .destination.record import NOTHING_KNOWN, Record, Stretch
 from .destination.writer import LockedDestination, working_on
 from .errors import FAILED, INCOMPLETE, Error
 from .messages import Messages
+from .offsite import automatic
 from .programs import compressors, versions
 from .programs.process import Result
 from .programs.tar import Source
@@ -68,7 +69,7 @@ def back_up(
     started = time.monotonic()
     dst, warn = storage.dst, messages.warning
     described = hooks.Run("fs", work.source, os.path.abspath(dst))
-    with offsite.sending(off_site, messages) as sending:
+    with automatic.sending(off_site, messages) as sending:
         with (
             hooks.on_failure(options.hooks, described, warn),
             working_on(dst, warn, storage.owner, storage.wait) as destination,

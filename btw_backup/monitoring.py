@@ -33,7 +33,8 @@ _SCOPES = {NEWEST: " (the newest point only)", POINT: " (one point only)", PART:
 class CopyFacts(NamedTuple):
     """The off-site copies of a destination.
 
-    ``copied``: when the newest was made; ``unsent``: the time of the oldest point that is newer.
+    ``copied``: when the newest was made; ``unsent``: the time of the oldest point that is newer. If there
+    are several repositories: in the one that is furthest behind.
     """
 
     copied: datetime | None

@@ -107,6 +107,15 @@ def _text(value: Any) -> str | None:
     return value
 
 
+def _repositories(value: Any) -> tuple[str, ...]:
+    found = (value,) if isinstance(value, str) else () if value is None else value
+    if not isinstance(found, (list, tuple)) or not all(
+        isinstance(item, str) and item and "\0" not in item for item in found
+    ):
+        raise ValueError("must be a restic repository, or a list of them")
+    return tuple(dict.fromkeys(found))
+
+
 def _variables(value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not all(
         isinstance(part, str) for pair in value.items() for part in pair
@@ -172,10 +181,14 @@ _HOOKS = (
 GENERAL_OPTIONS = (
     *_HOOKS,
     Option(
-        "OFFSITE", _text, None, "The restic repository of off-site copies, such as 's3:https://…/bucket'."
+        "OFFSITE",
+        _repositories,
+        [],
+        "The restic repository of off-site copies, such as 's3:https://…/bucket', or a list of several.",
     ),
     Option("OFFSITE_PASSWORD_FILE", _text, None, "The file that holds the repository's password."),
     Option("OFFSITE_ENV", _variables, {}, "Environment variables for restic: credentials of the store."),
+    Option("OFFSITE_LIMIT_UPLOAD", _count, 0, "How many KiB are sent off-site per second at most; 0: any."),
     Option("OFFSITE_AUTO", _flag, False, "Whether each backup that stored something is sent right away."),
     Option(
         "OFFSITE_KEEP", _policy, {}, "Which off-site copies are kept, such as {'daily': 14}; default: all."

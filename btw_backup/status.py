@@ -8,14 +8,13 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from . import offsite
 from .arguments import add_destinations, add_json, destinations, span
 from .config import load_general
 from .destination import binding, verification
 from .destination.log import last_success
 from .destination.reader import Destination
 from .errors import Error, prefixing_errors
-from .messages import show
+from .messages import Messages, show
 from .monitoring import (
     CopyFacts,
     Facts,
@@ -29,8 +28,9 @@ from .monitoring import (
     replace,
     worst,
 )
+from .offsite import copies, stores
 from .programs import process
-from .programs.restic import Snapshot
+from .programs.snapshots import Snapshot
 from .system.directories import Directory
 
 EXAMPLE = "btw-backup status --max-age 26h /var/backups/etc /var/backups/shop"
@@ -70,12 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     now = datetime.now(UTC)
-    snapshots, problem = _snapshots(args.config_dir)
+    stored, problem = _stored(args.config_dir, args.messages)
     limits = Limits(args.max_age, args.max_verify_age)
-    reports = [_report(dst, now, limits, snapshots) for dst in destinations(args).paths]
+    reports = [_report(dst, now, limits, stored) for dst in destinations(args).paths]
     if problem:
-        args.messages.error(problem)
-        reports = [_unreached(report) for report in reports]
+        reports = [_unreached(report, problem) for report in reports]
     if args.json:
         print(json.dumps([as_object(report, now) for report in reports], indent=2))
     else:
@@ -91,35 +90,40 @@ def run(args: argparse.Namespace) -> int:
     return state
 
 
-def _snapshots(config_dir: str) -> tuple[list[Snapshot] | None, str]:
-    """Return what the off-site repository holds, None if there is none; and why it can't be reached."""
+def _stored(config_dir: str, messages: Messages) -> tuple[list[list[Snapshot]], str]:
+    """Return what each off-site repository holds that can be reached, and which cannot be."""
+    found: list[list[Snapshot]] = []
     try:
         settings = load_general(config_dir).offsite
-        return (None if settings is None else offsite.repository(settings).snapshots()), ""
+        if settings is None:
+            return found, ""
+        repositories = stores.repositories(settings)
     except Error as error:
-        return None, str(error)
+        messages.report(error)
+        return found, "the off-site repository cannot be reached"
+    failed = stores.each(repositories, messages, lambda repository: found.append(repository.snapshots()))
+    names = " or ".join(repository.shown for repository in failed)
+    return found, f"the off-site repository {names} cannot be reached" if failed else ""
 
 
-def _unreached(report: Report) -> Report:
-    """Return the report for when nothing is known about the off-site copies."""
-    if report.problem:
-        return report
-    return report._replace(state=State.WARNING, problem="the off-site repository cannot be reached")
+def _unreached(report: Report, problem: str) -> Report:
+    """Return the report for when nothing is known about some off-site copies."""
+    return report if report.problem else report._replace(state=State.WARNING, problem=problem)
 
 
-def _report(dst: str, now: datetime, limits: Limits, snapshots: list[Snapshot] | None) -> Report:
+def _report(dst: str, now: datetime, limits: Limits, stored: list[list[Snapshot]]) -> Report:
     try:
         with Destination.open(dst) as destination, prefixing_errors("cannot be read"):
-            facts = examine(destination, snapshots)
+            facts = examine(destination, stored)
     except Error as error:
         return Report(dst, State.UNKNOWN, str(error), None)
     return Report(dst, *judge(facts, now, limits), facts)
 
 
-def examine(destination: Destination, snapshots: Sequence[Snapshot] | None = None) -> Facts:
+def examine(destination: Destination, stored: Sequence[Sequence[Snapshot]] = ()) -> Facts:
     """Examine what a destination holds. Raises Error or OSError if it can't be read.
 
-    ``snapshots``: what the off-site repository holds, None if there is none.
+    ``stored``: what each off-site repository holds.
     """
     backups = destination.backups
     newest_time = max((backup.newest_time for backup in backups), default=None)
@@ -130,7 +134,7 @@ def examine(destination: Destination, snapshots: Sequence[Snapshot] | None = Non
         sum(len(backup.points) for backup in backups),
         _used(destination.directory),
         bool(backups) and backups[-1].interrupted,
-        None if snapshots is None else _copies(destination, snapshots),
+        _copies(destination, stored) if stored else None,
         destination.broken,
         binding.read(destination.directory),
         verification.last(destination.directory),
@@ -139,11 +143,16 @@ def examine(destination: Destination, snapshots: Sequence[Snapshot] | None = Non
     )
 
 
-def _copies(destination: Destination, snapshots: Sequence[Snapshot]) -> CopyFacts:
-    own = offsite.own_copies(snapshots, destination.directory.path())
+def _copies(destination: Destination, stored: Sequence[Sequence[Snapshot]]) -> CopyFacts:
+    """Return the facts of the repository that is furthest behind."""
+    newest = []
+    for snapshots in stored:
+        own = copies.own(copies.of_destinations(snapshots), destination.directory.path())
+        newest.append(own[-1] if own else None)
     points = [chosen.point.time for chosen in destination.points()]
-    unsent = [time for time in points if not own or time > own[-1].newest_time]
-    return CopyFacts(own[-1].snapshot.time if own else None, min(unsent, default=None))
+    unsent = [time for time in points for copy in newest if copy is None or time > copy.newest_time]
+    copied = [copy.snapshot.time for copy in newest if copy is not None]
+    return CopyFacts(min(copied) if len(copied) == len(newest) else None, min(unsent, default=None))
 
 
 def _used(destination: Directory) -> int:

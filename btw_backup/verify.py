@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
 
-from . import offsite, restore_test
+from . import restore_test
 from .arguments import add_at, add_destinations, add_json, destinations
 from .destination import binding, verification
 from .destination.catalog import GLOBALS, Chosen
@@ -19,8 +19,11 @@ from .destination.reader import Destination, Removed
 from .destination.verification import Verification
 from .errors import FAILED, Error, Undecided, Usage
 from .messages import Messages, show_json
+from .offsite import copies, stores
+from .offsite.state import differences, examine
 from .programs import postgres
-from .programs.restic import Repository, Snapshot
+from .programs.restic import Repository
+from .programs.snapshots import Snapshot
 from .programs.tar import listing
 from .restore_test import Restored
 from .times import shown_moment
@@ -40,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--offsite",
         action="store_true",
-        help="verifies the off-site repository instead, and that its newest copy is what dst holds",
+        help="verifies each off-site repository instead, and that its newest copy is what dst holds",
     )
     parser.add_argument(
         "--subset",
@@ -198,43 +201,58 @@ def _note(
 
 
 def _verify_offsite(chosen: Destinations, args: argparse.Namespace, results: list[Result]) -> int:
-    """Verify the repository, once, and compare each destination with its newest copy."""
+    """Verify each repository, once, and compare each destination with its newest copy there."""
     begun = time.monotonic()
-    _, repository = offsite.configured(args.config_dir)
-    snapshots = repository.snapshots()
-    repository.check(args.subset)
+    _, repositories = stores.configured(args.config_dir)
+    held: dict[Repository, list[Snapshot]] = {}
+
+    def check(repository: Repository) -> None:
+        snapshots = repository.snapshots()
+        repository.check(args.subset)
+        held[repository] = snapshots
+
+    failed = stores.each(repositories, args.messages, check)
+    if not held:
+        return FAILED
     scope = verification.ALL if args.subset is None else verification.PART
 
     def compare(dst: str, messages: Messages) -> int:
+        times: list[datetime] = []
         with Destination.open(dst) as destination:
             about = Result(dst, binding.read(destination.directory), None, None, _OK)
-            try:
-                at = _compare(repository, snapshots, destination)
-            except Error as error:
-                results.append(about._replace(status=_UNDECIDED, problem=str(error)))
-                raise
+            wrong = stores.each(
+                [*held], messages, lambda one: times.append(_compare(one, held[one], destination))
+            )
+            if wrong:
+                problem = "; ".join(map(str, wrong.values()))
+                results.append(about._replace(status=_UNDECIDED, problem=problem))
+                return FAILED
             seconds = time.monotonic() - begun
-            results.append(about._replace(time=at, seconds=seconds))
-            made = Verification(datetime.now(UTC), round(seconds), is_ok=True, scope=scope)
-            verification.note(made, destination.directory, verification.OFFSITE)
-            messages.summary(f"{dst}: the off-site copy of {shown_moment(at)} is ok")
+            results.append(about._replace(time=min(times), seconds=seconds))
+            if not failed:
+                made = Verification(datetime.now(UTC), round(seconds), is_ok=True, scope=scope)
+                verification.note(made, destination.directory, verification.OFFSITE)
+            messages.summary(f"{dst}: the off-site copy of {shown_moment(min(times))} is ok")
         return 0
 
-    return chosen.each(args.messages, compare)
+    status = chosen.each(args.messages, compare)
+    return FAILED if failed else status
 
 
 def _compare(repository: Repository, snapshots: Sequence[Snapshot], destination: Destination) -> datetime:
     """Return the time of a destination's newest copy. Raises Error unless it is what that holds."""
-    state = offsite.examine(destination)
-    own = offsite.own_copies(snapshots, destination.directory.path())
+    state = examine(destination)
+    own = copies.own(copies.of_destinations(snapshots), destination.directory.path())
+    where = repository.shown
     if not own:
-        raise Error(f"there is no off-site copy of {destination.path}: send it with sync")
-    differences = offsite.differences(own[-1], repository.nodes(own[-1].snapshot.id), state)
-    if differences:
-        shown = differences[:_SHOWN]
-        if len(differences) > _SHOWN:
-            shown.append(f"… and {len(differences) - _SHOWN} more")
-        raise Error(*shown, f"the newest off-site copy differs from {destination.path}: send it with sync")
+        raise Error(f"there is no off-site copy of {destination.path} in {where}: send it with sync")
+    different = differences(own[-1], repository.nodes(own[-1].snapshot.id), state.nodes)
+    if different:
+        shown = different[:_SHOWN]
+        if len(different) > _SHOWN:
+            shown.append(f"… and {len(different) - _SHOWN} more")
+        differs = f"the newest off-site copy in {where} differs from {destination.path}"
+        raise Error(*shown, f"{differs}: send it with sync")
     return own[-1].snapshot.time
 
 

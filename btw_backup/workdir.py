@@ -16,6 +16,7 @@ from .system.trust import resolve
 
 _PREPARED = ".fs-init."
 _STAGE = "run."
+_SOURCE, _STAGING = "src", "backup"
 
 
 class Workdir(NamedTuple):
@@ -30,7 +31,7 @@ class Workdir(NamedTuple):
 
     @property
     def staging(self) -> str:
-        return os.path.join(self.path, "backup")
+        return os.path.join(self.path, _STAGING)
 
     @property
     def real(self) -> str:
@@ -66,7 +67,7 @@ def all_in(config_dir: str) -> Iterator[Workdir]:
             continue
         path = os.path.join(config_dir, name)
         try:
-            source = os.readlink(os.path.join(path, "src"))
+            source = os.readlink(os.path.join(path, _SOURCE))
         except OSError:  # not a working directory
             continue
         yield Workdir(path, "/" + os.path.normpath(os.path.join(path, source)).lstrip("/"))
@@ -78,6 +79,11 @@ def broken_in(config_dir: str) -> Iterator[str]:
         path = os.path.join(config_dir, name)
         if os.path.isfile(os.path.join(path, "config.py")) and not os.path.islink(os.path.join(path, "src")):
             yield path
+
+
+def is_passing(name: str, within: Directory) -> bool:
+    """Whether an entry of the configuration directory, or of a working directory, belongs to a run."""
+    return name.startswith(_PREPARED) or (name == _STAGING and within.holds(_SOURCE))
 
 
 def check_name(name: str) -> None:
@@ -115,9 +121,9 @@ def create(config_dir: str, name: str, source: str, config_text: str) -> str:
         prepared = os.path.join(config_dir, _PREPARED + secrets.token_hex(4))
         try:
             os.mkdir(prepared, 0o700)
-            os.symlink(source, os.path.join(prepared, "src"))
+            os.symlink(source, os.path.join(prepared, _SOURCE))
             os.symlink(resolve(source).real, os.path.join(prepared, "real"))
-            os.mkdir(os.path.join(prepared, "backup"), 0o700)
+            os.mkdir(os.path.join(prepared, _STAGING), 0o700)
             with open(os.path.join(prepared, "config.py"), "x", encoding="utf-8") as file:
                 file.write(config_text)
                 file.flush()

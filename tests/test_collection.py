@@ -143,14 +143,15 @@ def test_names_do_not_forge_lines(btw: Btw, top: Path) -> None:
     assert "2030-01-01T00:00:00.tbz" not in btw("list", top).out.splitlines()
 
 
-def test_off_site_copies(btw: Btw, top: Path, repository: Path) -> None:
+def test_off_site_copies(btw: Btw, config_dir: Path, top: Path, repository: Path) -> None:
     result = btw("sync", "--dry-run", top)
     assert [line.split(" (")[0] for line in result.out.splitlines()] == [
         f"send {top}/a wiki",
         f"send {top}/shop",
+        f"send {config_dir}",
     ]
     assert btw("sync", top) == Result(0, "", "")
-    tags = sorted(tag for snapshot in snapshots(repository) for tag in map(str, snapshot["tags"]))  # type: ignore[call-overload]
+    tags = sorted(tag for snapshot in snapshots(repository) for tag in snapshot["tags"])
     assert [tag for tag in tags if tag.startswith("destination:")] == [
         f"destination:{top}/a%20wiki",
         f"destination:{top}/shop",

@@ -152,6 +152,9 @@ class SyncScene(FsScene):
         if not at_rest(case.dst):
             raise Broken(f"{who} leaves {os.listdir(case.dst / '.btw-backup')}")
         (case.dst / ".btw-backup" / "sent").unlink(missing_ok=True)
+        own = case.config / ".offsite"
+        if own.exists() and {path.name for path in own.iterdir()} <= {"sent"}:
+            shutil.rmtree(own)
         super().check_left_over(case, who)
 
     def check_source(self, case: Case) -> None:
@@ -793,7 +796,7 @@ def test_nothing_of_outside_is_sent(btw: Btw, land: hostile.Land, repository: Pa
         result = btw("sync", land.dst)
         gone = result == SILENCE and not any(
             line.endswith(f"/{victim.relative_to(land.dst)}")
-            for line in restic(repository, "ls", "latest").splitlines()
+            for line in restic(repository, "ls", snapshots(repository)[-1]["id"]).splitlines()
         )
         refused = result.status == 1 and victim.name in result.err and len(result.err.splitlines()) == 1
         # What is no backup at all is passed over, as list does it.

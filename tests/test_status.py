@@ -273,7 +273,7 @@ def as_nobody(dst: Path) -> Report:
     """Return what an ordinary user sees."""
     os.seteuid(65534)
     try:
-        return status._report(str(dst), NOW, monitoring.Limits(), None)
+        return status._report(str(dst), NOW, monitoring.Limits(), [])
     finally:
         os.seteuid(0)
 

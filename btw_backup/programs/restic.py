@@ -10,12 +10,12 @@ import re
 import select
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from contextlib import suppress
+from typing import Any
 
 from ..errors import Error
 from . import process, versions
+from .snapshots import Node, Snapshot, node, snapshot, understanding
 
 # In seconds: how long the first question may take before a smaller one is asked besides, how long a store may
 # answer neither, and how long it may take for the first if it answers the smaller: then 0.17 gives up, too.
@@ -30,36 +30,16 @@ _NO_REPOSITORY, _IS_LOCKED, _WRONG_PASSWORD = 10, 11, 12
 # The option came with 0.16. Sending usually takes less.
 _RETRY_LOCK = "--retry-lock=1m"
 _KNOWS_RETRY_LOCK = (0, 16)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # What it prints if another process holds the repository, or did when it was killed.
 _LOCKED = "already locked"
 _MISSING = ("no such file or directory", "bucket does not exist", "key does not exist", "404 Not Found")
-_NO_CACHE = "unable to open cache"
+_EXISTS = re.compile(r"already (exists|initialized)$")
+_NO_CACHE, _WITHOUT = "unable to open cache", "--no-cache"
 _FULL = os.strerror(errno.ENOSPC).lower()
 
 
-class Snapshot(NamedTuple):
-    """The state of a directory tree on ``host`` at one time."""
-
-    id: str
-    time: datetime
-    host: str
-    tags: tuple[str, ...]
-
-
-class Node(NamedTuple):
-    """A file or directory of a snapshot. ``path`` begins with ``/``, ``mode`` is of permissions alone.
-
-    ``size`` in bytes, ``mtime`` in whole microseconds since the epoch; both 0 for a directory.
-    """
-
-    path: str
-    is_directory: bool
-    mode: int
-    uid: int
-    gid: int
-    size: int
-    mtime: int
+class Exists(Error):
+    """There is a repository already."""
 
 
 def this_host() -> str:
@@ -68,9 +48,15 @@ def this_host() -> str:
 
 
 class Repository:
-    """A repository: restic's name of it, the file with its password, and variables for its store."""
+    """A repository: restic's name of it, the file with its password, and variables for its store.
 
-    def __init__(self, address: str, password_file: str, env: Mapping[str, str]) -> None:
+    ``limit_upload`` is in KiB/s, 0 for none.
+    """
+
+    def __init__(
+        self, address: str, password_file: str, env: Mapping[str, str], limit_upload: int = 0
+    ) -> None:
+        self.address = address
         # What stands between // and @ may be a password.
         secret = re.search("//(.+)@", address)
         self._secret = secret[1] if secret else None
@@ -80,20 +66,24 @@ class Repository:
         defaults = {"HOME": os.path.expanduser("~"), "RESTIC_PROGRESS_FPS": "1"}
         fixed = {"RESTIC_REPOSITORY": address, "RESTIC_PASSWORD_FILE": password_file}
         self._env = {**defaults, **env, **fixed}
-        self._options: list[str] = []
+        self._options = [f"--limit-upload={limit_upload}"] if limit_upload else []
 
     def create(self) -> None:
-        """Make the repository. Raises Error if there is one."""
-        self._run("init")
+        """Make the repository. Raises Exists if there is one."""
+        try:
+            self._run("init")
+        except Error as error:
+            if _EXISTS.search(str(error)):
+                raise Exists(*error.lines) from error
+            raise
 
     def snapshots(self) -> list[Snapshot]:
         """All snapshots, oldest first. Raises Error if the repository can't be read."""
-        with _understanding():
+        with understanding():
             found = [
-                _snapshot(fields)
-                for fields in json.loads(self._run("snapshots", "--no-lock", "--json")) or ()
+                snapshot(fields) for fields in json.loads(self._run("snapshots", "--no-lock", "--json")) or ()
             ]
-        return sorted(found, key=lambda snapshot: snapshot.time)
+        return sorted(found, key=lambda one: one.time)
 
     def store(
         self,
@@ -124,10 +114,11 @@ class Repository:
             elif message["message_type"] == "summary":
                 summary = message
 
-        with _understanding():
+        with understanding():
             result = self._unlocking([*argv, "--", name], read, within)
             if result.status == 3:  # some could not be read, and the rest was stored
-                self._run("forget", summary["snapshot_id"])
+                with suppress(Error):  # the store may only accept additions
+                    self._run("forget", summary["snapshot_id"])
             if result.status != 0:
                 raise self._failure(result)
             return int(summary["data_added"])
@@ -143,12 +134,12 @@ class Repository:
 
     def nodes(self, id_: str) -> Iterator[Node]:
         """What a snapshot holds."""
-        with _understanding():
+        with understanding():
             for line in self._run("ls", "--no-lock", "--json", id_).splitlines():
                 fields = json.loads(line)
                 # Only 0.17 and newer have the first, and a later version won't have the second.
                 if fields.get("message_type", fields.get("struct_type")) == "node":
-                    yield _node(fields)
+                    yield node(fields)
 
     def check(self, subset: str | None) -> None:
         """Check the repository, and read the data in it, or a part such as ``5%`` or ``1/7``.
@@ -188,8 +179,9 @@ class Repository:
                 read(line.decode(errors="surrogateescape"))
             result = program.wait()
         # If it can't open its cache, 0.19 fails; older versions go on without one.
-        if result.status == 1 and _NO_CACHE in result.stderr and not printed and not self._options:
-            self._options = ["--no-cache"]
+        failed = result.status == 1 and _NO_CACHE in result.stderr
+        if failed and not printed and _WITHOUT not in self._options:
+            self._options.append(_WITHOUT)
             return self._try(argv, read, within)
         return result
 
@@ -257,38 +249,3 @@ def _words(line: str) -> str:
         return f"{fields['item']}: {fields['error']['message']}"
     except (ValueError, KeyError, TypeError):
         return line
-
-
-@contextmanager
-def _understanding() -> Iterator[None]:
-    """Raise Error if what restic prints is not what it should be."""
-    try:
-        yield
-    except (ValueError, KeyError, TypeError) as error:
-        needed = versions.shown(versions.KNOWN["restic"].needed)
-        raise Error(
-            f"restic printed what cannot be understood: is it older than {needed}? ({error!r})"
-        ) from error
-
-
-def _snapshot(fields: dict[str, Any]) -> Snapshot:
-    tags = tuple(fields.get("tags") or ())
-    return Snapshot(fields["id"], _time(fields["time"]), fields["hostname"], tags)
-
-
-def _node(fields: dict[str, Any]) -> Node:
-    is_directory = fields["type"] == "dir"
-    return Node(
-        fields["path"],
-        is_directory,
-        fields.get("mode", 0) & 0o777,
-        fields["uid"],
-        fields["gid"],
-        fields.get("size", 0),
-        0 if is_directory else (_time(fields["mtime"]) - _EPOCH) // timedelta(microseconds=1),
-    )
-
-
-def _time(text: str) -> datetime:
-    """What Go writes as RFC 3339, with up to nine decimals of seconds."""
-    return datetime.fromisoformat(text)

@@ -67,7 +67,7 @@ def link_tree(
             if theirs and linkable(entry, found) and _link(fd, entry, target):
                 linked.add(found.st_ino)
             else:
-                _copy_file(fd, found, entry, target)
+                copy_file(fd, found, entry, target)
     return Linked(linked, size)
 
 
@@ -83,7 +83,8 @@ def _link(fd: int, name: str, target: Directory) -> bool:
     return True
 
 
-def _copy_file(source: int, found: os.stat_result, name: str, target: Directory) -> None:
+def copy_file(source: int, found: os.stat_result, name: str, target: Directory) -> None:
+    """Copy an open file with its mode and times, for us only."""
     with target.create(name) as fd:
         copy_all(source, fd)
         os.fchmod(fd, stat.S_IMODE(found.st_mode) & 0o777)

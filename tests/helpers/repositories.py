@@ -1,4 +1,4 @@
-"""Real repositories for off-site copies: a folder, and an S3 endpoint on loopback."""
+"""Real repositories for off-site copies: folders, and endpoints of S3 and REST on loopback."""
 
 import base64
 import hashlib
@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
@@ -22,16 +22,16 @@ _RCLONE = Path(sys.executable).with_name("rclone")
 
 
 def configure(
-    config_dir: Path, address: str | Path, env: Mapping[str, str] | None = None, options: str = ""
+    config_dir: Path, address: str | Path | list[str], env: Mapping[str, str] | None = None, options: str = ""
 ) -> None:
-    """Write a general configuration file that names the repository, and the password's file."""
+    """Write a general configuration file that names the repositories, and the password's file."""
     config_dir.mkdir(mode=0o700, exist_ok=True)
     password = config_dir / "password"
     password.write_text(f"{PASSWORD}\n")
     password.chmod(0o600)
-    text = (
-        f"OFFSITE = {str(address)!r}\nOFFSITE_PASSWORD_FILE = 'password'\nOFFSITE_ENV = {dict(env or {})!r}\n"
-    )
+    repositories = address if isinstance(address, list) else str(address)
+    text = f"OFFSITE = {repositories!r}\nOFFSITE_PASSWORD_FILE = 'password'\n"
+    text += f"OFFSITE_ENV = {dict(env or {})!r}\n"
     (config_dir / "config.py").write_text(text + options)
 
 
@@ -41,26 +41,23 @@ def restic(address: str | Path, *args: str, env: Mapping[str, str] | None = None
     return subprocess.check_output(["restic", *args], env={**os.environ, **settings}, text=True)
 
 
-class S3:
-    """An S3 endpoint that keeps its buckets in a folder. It can be stopped and started again."""
+class Endpoint:
+    """A server of rclone's that keeps what it is given in a folder. It can be stopped and started again."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._port = _free_port()
+    def __init__(self, kind: str, folder: Path, *options: str) -> None:
+        self._argv = [str(_RCLONE), "serve", kind, *options, str(folder)]
+        self.port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        self.address = f"s3:http://127.0.0.1:{self._port}/bucket/server"
-        self.env = S3_KEYS
 
     def start(self) -> None:
-        argv = [str(_RCLONE), "serve", "s3", "--addr", f"127.0.0.1:{self._port}"]
-        argv += ["--auth-key", f"{_KEY},{_SECRET}", str(self._folder)]
+        argv = [*self._argv, "--addr", f"127.0.0.1:{self.port}"]
         self._process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
         for _ in range(200):
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self._port)) == 0:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                     return
             time.sleep(0.05)
-        raise RuntimeError("rclone serve s3 does not answer")
+        raise RuntimeError("rclone does not answer")
 
     def stop(self) -> None:
         if self._process is not None:
@@ -74,6 +71,23 @@ class S3:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+class S3(Endpoint):
+    """An S3 endpoint that keeps its buckets in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__("s3", folder, "--auth-key", f"{_KEY},{_SECRET}")
+        self.address = f"s3:http://127.0.0.1:{self.port}/bucket/server"
+        self.env = S3_KEYS
+
+
+class Rest(Endpoint):
+    """A REST server that keeps a repository in a folder."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        super().__init__("restic", folder, *options)
+        self.address = f"rest:http://127.0.0.1:{self.port}/"
 
 
 def _free_port() -> int:
@@ -137,7 +151,14 @@ def repository(blank: Path, tmp_path: Path, config_dir: Path) -> Path:
     return path
 
 
-def snapshots(address: str | Path, env: dict[str, str] | None = None) -> list[dict[str, object]]:
-    """Return the repository's snapshots, oldest first."""
-    found: list[dict[str, object]] = json.loads(restic(address, "snapshots", "--no-lock", "--json", env=env))
-    return sorted(found or [], key=lambda snapshot: str(snapshot["time"]))
+def snapshots(
+    address: str | Path, env: dict[str, str] | None = None, *, of_configurations: bool = False
+) -> list[dict[str, Any]]:
+    """Return the repository's snapshots, oldest first: those of configuration directories, or the others."""
+    found = json.loads(restic(address, "snapshots", "--no-lock", "--json", env=env)) or []
+    chosen = [
+        one
+        for one in found
+        if any(tag.startswith("config:") for tag in one.get("tags", ())) == of_configurations
+    ]
+    return sorted(chosen, key=lambda snapshot: str(snapshot["time"]))

@@ -1,0 +1,1 @@
+"""Off-site copies: what identifies one, what is sent, and where to."""
