@@ -434,9 +434,9 @@ def test_a_store_that_never_answers_can_be_interrupted(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         configure(config_dir, f"rest:http://127.0.0.1:{silent.getsockname()[1]}/")
         sync = start("sync", filled)
-        silent.accept()
-        sync.terminate()
-        assert ended(sync) == (128 + signal.SIGTERM, "")
+        with silent.accept()[0]:
+            sync.terminate()
+            assert ended(sync) == (128 + signal.SIGTERM, "")
     assert at_rest(filled)
 
 

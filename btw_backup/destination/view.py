@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
-from ..errors import Busy, Error, prefixing_errors
+from ..errors import Busy, Error, prefixing_errors, uninterrupted
 from ..system.directories import Directory
 from ..system.trees import copy_attributes, link_tree
 from . import binding, explanation
@@ -86,7 +86,7 @@ def _is_replaced(name: str, found: os.stat_result) -> bool:
 
 def _remove(path: str, private: Directory) -> None:
     """Remove the view, under the lock, so that the record of the newest backup stays valid."""
-    with ExitStack() as locked:
+    with uninterrupted(), ExitStack() as locked:
         with suppress(Error):  # without the lock the next backup has to read more
             destination = locked.enter_context(working_on(path, lambda text: None))
             locked.enter_context(destination.keeping_record())
