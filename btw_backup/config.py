@@ -13,7 +13,7 @@ from .destination.retention import Policy
 from .errors import Error, Located
 from .hooks import NO_HOOKS, Hooks
 from .messages import suggestion
-from .options import DB_OPTIONS, FS_OPTIONS, GENERAL_OPTIONS, Option
+from .options import DB_OPTIONS, FS_OPTIONS, GENERAL_OPTIONS, Option, pattern
 from .programs.server import Server
 from .system.ownership import UNCHANGED, Owner
 from .system.trust import execute, read_trusted
@@ -34,12 +34,19 @@ class Storage(NamedTuple):
 
 
 class FsOptions(NamedTuple):
-    """The options of a filesystem backup. ``storage`` is None if none is configured."""
+    """The options of a filesystem backup. ``storage`` is None if none is configured.
+
+    ``exclude_from`` are the patterns in that file; a size is in bytes.
+    """
 
     storage: Storage | None
     type: str
     limits: Limits
     exclude: tuple[str, ...]
+    exclude_from: tuple[str, ...]
+    exclude_caches: bool
+    exclude_if_present: tuple[str, ...]
+    exclude_larger_than: int | None
     one_file_system: bool
     compression: str
     quick_check: bool
@@ -127,12 +134,36 @@ def load_fs(path: str, general: General = NOTHING_GENERAL) -> FsOptions:
         type=values["TYPE"],
         limits=_limits(values),
         exclude=values["EXCLUDE"],
+        exclude_from=_patterns_in(values["EXCLUDE_FROM"], path),
+        exclude_caches=values["EXCLUDE_CACHES"],
+        exclude_if_present=values["EXCLUDE_IF_PRESENT"],
+        exclude_larger_than=values["EXCLUDE_LARGER_THAN"],
         one_file_system=values["ONE_FILE_SYSTEM"],
         compression=values["COMPRESSION"],
         quick_check=values["QUICK_CHECK"],
         share_parts=values["SHARE_PARTS"],
         hooks=_hooks(values).within(general.hooks),
     )
+
+
+def _patterns_in(name: str | None, config: str) -> tuple[str, ...]:
+    """The patterns in a file, named relative to a ``config.py``. Raises Error with all errors in it."""
+    if name is None:
+        return ()
+    path = os.path.join(os.path.dirname(config), os.path.expanduser(name))
+    text = read_trusted(path)
+    if text is None:
+        raise Error(f"{config}: EXCLUDE_FROM: there is no file {path}")
+    patterns, errors = [], []
+    for number, line in enumerate(text.split(b"\n"), start=1):
+        if (stripped := line.strip()) and not stripped.startswith(b"#"):
+            try:
+                patterns.append(pattern(os.fsdecode(stripped)))
+            except ValueError as error:
+                errors.append(f"{path}:{number}: {error}")
+    if errors:
+        raise Error(*errors)
+    return tuple(patterns)
 
 
 def load_db(config_dir: str, name: str | None, general: General = NOTHING_GENERAL) -> DbOptions:

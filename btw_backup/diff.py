@@ -1,18 +1,23 @@
 """``btw-backup diff``: says what has changed between two points, or since one."""
 
 import argparse
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
 
+from . import workdir
 from .archive.differences import GONE, NEW, Difference
 from .arguments import add_destination, add_json
+from .config import load_fs
 from .destination.comparison import differences
 from .destination.contents import Content
 from .destination.reader import Destination
 from .errors import Error, Usage
 from .live import against
 from .messages import show, show_json, size
+from .programs.tar import Source
+from .source import source_at
 
 EXAMPLE = "btw-backup diff /var/backups/etc 3d"
 STATUSES = {"0": "done, whether or not anything differs"}
@@ -43,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
         old = opened.enter_context(destination.opened(destination.choose(times[0], now)))
         _check_archive(old, args.dst)
         if args.against is not None:
-            found = against(old, args.against, args.messages.progress)
+            source = _source(args.against, args.dst, args.config_dir)
+            found = against(old, args.against, args.messages.progress, source=source)
         else:
             new = opened.enter_context(destination.opened(destination.choose(times[1], now)))
             _check_archive(new, args.dst)
@@ -51,6 +57,14 @@ def run(args: argparse.Namespace) -> int:
         _show(totals.counted(found), args.json)
     args.messages.summary(str(totals))
     return 0
+
+
+def _source(directory: str, dst: str, config_dir: str) -> Source | None:
+    """What ``fs`` would archive of a directory; None if that is not a source."""
+    work = workdir.find(config_dir, workdir.normalize(os.path.abspath(directory)))
+    if work is None:
+        return None
+    return source_at(os.path.realpath(directory), [dst, work.path], load_fs(work.config_file))
 
 
 def _check_usage(args: argparse.Namespace) -> None:

@@ -33,6 +33,7 @@ from .ranges import Range, Ranges, ranges_of
 from .source import examine_source
 from .system.directories import Directory
 from .times import format_moment
+from .walk import with_large
 
 EXAMPLE = "btw-backup fs -u backup: /etc /var/backups/etc"
 
@@ -77,7 +78,7 @@ def back_up(
             binding.check_series(destination, ARCHIVE)
             binding.check(destination, work.source, adopt=storage.adopt)
             at = destination.next_time()
-            source = examine_source(work, [dst, work.path], options.exclude, options.one_file_system)
+            source = examine_source(work, [dst, work.path], options)
             workdir.remove_left(work)
             with hooks.around(options.hooks, described, warn):
                 done = _back_up(destination, source, at, options, work, messages)
@@ -112,6 +113,7 @@ def _back_up(
     messages: Messages,
 ) -> _Done:
     """Back up the source if it has changed."""
+    source = with_large(source)
     known = _known(destination, options.type)
     starts = [stretch.start for stretch in known.stretches]
     mark = fingerprint.take(source, starts) if options.quick_check else None

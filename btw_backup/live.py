@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from typing import NamedTuple, Self
 
 from .archive.differences import ATTRIBUTES, CONTENT, GONE, NEW, TYPE, Difference, pairs
@@ -12,10 +13,7 @@ from .errors import prefixing_errors
 from .messages import Progress
 from .programs.tar import Aspect, Source, comparing
 from .system.directories import Directory
-from .walk import Tree, path_of, walk
-
-# How often something may vanish.
-_TRIES = 1000
+from .walk import Tree, leaves_out, member_of, walk, with_large
 
 
 class _Item(NamedTuple):
@@ -36,17 +34,25 @@ class _Item(NamedTuple):
 
 
 def against(
-    content: Content, directory: str, progress: Progress, ignored: Collection[Aspect] = ()
+    content: Content,
+    directory: str,
+    progress: Progress,
+    ignored: Collection[Aspect] = (),
+    source: Source | None = None,
 ) -> Iterator[Difference]:
     """Yield what differs in a directory from a point; tar compares modes, owners, times and contents.
 
-    Aspects that are ``ignored`` may differ. Raises Error if either can't be read.
+    Aspects that are ``ignored`` may differ. ``source``: what would be archived of the directory, by default
+    all; anything else is not new. Raises Error if either can't be read.
     """
+    source = source or Source(os.path.realpath(directory), "", (), (), one_file_system=False)
     with prefixing_errors(directory), Directory.at(directory) as top:
         with progress("comparing", content.size()) as advance, comparing(top) as compared:
             content.write_to(compared.write, advance)
             told = compared.differences()
-        for name, old, new in pairs(_stored(content), _found(directory)):
+        for name, old, new in pairs(_stored(content), _found(source)):
+            if new is None:
+                new = _left_out(source, name)
             path = name.removeprefix(b"./").decode(errors="surrogateescape")
             if old is None or new is None:
                 change = NEW if old is None else GONE
@@ -63,27 +69,29 @@ def _stored(content: Content) -> Iterator[tuple[bytes, _Item]]:
         yield member.name, _Item(*about, is_directory=member.kind == DIRECTORY, link=link)
 
 
-def _found(directory: str) -> Iterator[tuple[bytes, _Item]]:
-    tree = Tree.of(Source(directory, "", (), (), one_file_system=False))
-    for order, inode in _walked(tree):
-        path = path_of(order)
-        owner = inode.st_uid, inode.st_gid
-        about = _Item(inode.st_size, stat.S_IMODE(inode.st_mode), owner, inode.st_mtime_ns)
-        yield (b"./" + path if path else b"."), about
+def _found(source: Source) -> Iterator[tuple[bytes, _Item]]:
+    source = with_large(source)
+    for order, inode, _ in walk(Tree.of(source, leaves_out(source)), failed=_pass_over_vanished):
+        yield member_of(order), _item(inode)
 
 
-def _walked(tree: Tree) -> Iterator[tuple[bytes, os.stat_result]]:
-    """Walk a tree in which files may vanish meanwhile."""
-    start = b""
-    for left in reversed(range(_TRIES)):
-        try:
-            for order, inode, _ in walk(tree, start):
-                yield order, inode
-                start = order + b"\0"  # what comes next
-            return
-        except FileNotFoundError:
-            if not left:
-                raise
+def _pass_over_vanished(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _left_out(source: Source, name: bytes) -> _Item | None:
+    """What is there now of a member that would no longer be archived; None if it is gone."""
+    path = os.path.join(os.fsencode(source.directory), name)
+    parent = os.path.dirname(path)
+    with suppress(OSError):
+        if os.path.realpath(parent) == os.path.normpath(parent):  # no link on the way
+            return _item(os.lstat(path))
+    return None
+
+
+def _item(inode: os.stat_result) -> _Item:
+    return _Item(inode.st_size, stat.S_IMODE(inode.st_mode), (inode.st_uid, inode.st_gid), inode.st_mtime_ns)
 
 
 def _aspects(told: Mapping[bytes, set[Aspect]], name: bytes, old: _Item, new: _Item) -> set[Aspect]:

@@ -14,6 +14,7 @@ from .times import parse_span
 
 TYPES = ("rdiff", "tar")
 COMPRESSIONS = ("bzip2", "zstd", "gzip", "xz", "none")
+_SHIFTS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
 def _one_of(choices: tuple[str, ...]) -> Callable[[Any], str]:
@@ -52,11 +53,33 @@ def _flag(value: Any) -> bool:
 def _patterns(value: Any) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
         raise ValueError(f"must be a list of tar patterns, not {value!r}")
+    return tuple(map(pattern, value))
+
+
+def pattern(text: str) -> str:
+    """Return a tar pattern. Raises ValueError for one that matches nothing."""
+    # GNU tar compares with ./path: such a pattern silently matches nothing.
+    if text.startswith("/") or text.endswith("/") or not text or "\0" in text:
+        raise ValueError(f"{text!r} matches nothing: write it like './var/cache' or '*.o'")
+    return text
+
+
+def _file_names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"must be a list of file names, not {value!r}")
     for item in value:
-        # GNU tar compares with ./path: such a pattern silently matches nothing.
-        if item.startswith("/") or item.endswith("/") or not item or "\0" in item:
-            raise ValueError(f"{item!r} matches nothing: write it like './var/cache' or '*.o'")
+        if item in ("", ".", "..") or "/" in item or "\0" in item:
+            raise ValueError(f"{item!r} is not the name of a file in a directory")
     return tuple(value)
+
+
+def _size(value: Any) -> int | None:
+    if value is None:
+        return None
+    found = re.fullmatch(r"([1-9][0-9]*)([KMGT]?)", value) if isinstance(value, str) else None
+    if not found:
+        raise ValueError(f"must be a size such as '500M' or '2G', not {value!r}")
+    return int(found[1]) << _SHIFTS[found[2]]
 
 
 def _connection(value: Any) -> str | None:
@@ -209,6 +232,22 @@ FS_OPTIONS = (
         [],
         "Tar patterns to leave out: './tmp' is that directory of the source, '*.o' such files anywhere.",
     ),
+    Option(
+        "EXCLUDE_FROM",
+        _text,
+        None,
+        "A file with more such patterns, one a line, such as 'exclude.txt' beside this one.",
+    ),
+    Option(
+        "EXCLUDE_CACHES", _flag, False, "Whether directories with a CACHEDIR.TAG are stored without contents."
+    ),
+    Option(
+        "EXCLUDE_IF_PRESENT",
+        _file_names,
+        [],
+        "Directories with such a file are stored without contents, such as ['.nobackup'].",
+    ),
+    Option("EXCLUDE_LARGER_THAN", _size, None, "Larger files are left out, such as '500M' or '2G'."),
     Option("ONE_FILE_SYSTEM", _flag, False, "Whether to stay on the file system of the source."),
     Option(
         "COMPRESSION",

@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 from .archive.parts import Part
 from .archive.stream import Named
+from .exclusion import Patterns
 from .programs.tar import Source
 from .system import calls
 from .system.files import closed_at_end
 from .system.trust import opened_as_resolved
-from .walk import Tree, order_of, path_of, walk
+from .walk import Tree, member_of, order_of, walk
 
 # tar can't open a longer path by its name (PATH_MAX).
 _LONGEST = 4000
@@ -108,14 +109,18 @@ def _names(source: Source, orders: Sequence[Range], most: int) -> Iterator[bytes
     tree = Tree.of(source)
     linked: set[tuple[int, int]] = set()
     names: list[bytes] = []
+    tags = [tag for tag, _ in tree.tags] if source.exclude else []
+    patterns = Patterns(source.exclude)
     for start, stop in orders:
         names.append(b".")
         for order, inode, _ in walk(tree, start, stop):
+            if order.rpartition(b"\0")[2] in tags and patterns.first(member_of(order)) is not None:
+                raise _Unknown  # tar stores an excluded tag only if it finds that itself
             if inode.st_nlink > 1 and not stat.S_ISDIR(inode.st_mode):
                 linked.add((inode.st_dev, inode.st_ino))
             if len(order) > _LONGEST or len(names) > _MOST:
                 raise _Unknown
-            names.append(b"./" + path_of(order) if order else b".")
+            names.append(member_of(order))
     if linked:
         if any(map(_is_pattern, source.exclude)):
             raise _Unknown  # the first name may be one that is left out
@@ -136,7 +141,7 @@ def _first_names(
         if (inode.st_dev, inode.st_ino) in waiting:
             waiting.remove((inode.st_dev, inode.st_ino))
             if not any(start <= order and (stop is None or order < stop) for start, stop in orders):
-                yield b"./" + path_of(order), inode.st_size
+                yield member_of(order), inode.st_size
             if not waiting:
                 return
 

@@ -4,15 +4,14 @@ import os
 import stat
 from collections.abc import Sequence
 
+from .config import FsOptions
 from .errors import Error, prefixing_errors
-from .programs.tar import Source
+from .programs.tar import TAG, Source
 from .system.trust import resolve
 from .workdir import Workdir, record_real
 
 
-def examine_source(
-    work: Workdir, own: Sequence[str], exclude: tuple[str, ...], one_file_system: bool
-) -> Source:
+def examine_source(work: Workdir, own: Sequence[str], options: FsOptions) -> Source:
     """Find out what the source is; ``own`` are directories of ours that are never archived.
 
     Raises Error if it is missing, can't be read, is neither directory nor file, or may be led
@@ -36,13 +35,28 @@ def examine_source(
             f" led to {recorded} before: where that is right, remove {work.real}"
         )
     if stat.S_ISREG(found.st_mode):
-        return Source(os.path.dirname(real), os.path.basename(real), (), exclude, one_file_system)
+        return _source(os.path.dirname(real), os.path.basename(real), (), options)
     if not stat.S_ISDIR(found.st_mode):
         raise Error(f"the source is neither a directory nor a regular file: {path}")
-    left_out = []
-    for directory in map(os.path.realpath, own):
-        if directory == real:
-            raise Error(f"the source {path} is the destination or the working directory itself")
-        if os.path.commonpath([directory, real]) == real:
-            left_out.append(os.path.relpath(directory, real))
-    return Source(real, "", tuple(left_out), exclude, one_file_system)
+    if real in map(os.path.realpath, own):
+        raise Error(f"the source {path} is the destination or the working directory itself")
+    return source_at(real, own, options)
+
+
+def source_at(real: str, own: Sequence[str], options: FsOptions) -> Source:
+    """What is archived of a directory, a path without links, but for what is ``own``."""
+    inside = [path for path in map(os.path.realpath, own) if os.path.commonpath([path, real]) == real]
+    return _source(real, "", tuple(os.path.relpath(path, real) for path in inside), options)
+
+
+def _source(directory: str, member: str, left_out: tuple[str, ...], options: FsOptions) -> Source:
+    return Source(
+        directory,
+        member,
+        left_out,
+        exclude=(*options.exclude, *options.exclude_from),
+        one_file_system=options.one_file_system,
+        tags=(TAG, *options.exclude_if_present),
+        caches=options.exclude_caches,
+        larger_than=options.exclude_larger_than,
+    )

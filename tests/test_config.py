@@ -39,6 +39,13 @@ class TestErrors:
                 "EXCLUDE",
                 ["'*.o'", "[1]", "None", "['/var/cache']", "['./tmp/']", "['']", "{'*.o': 1}", "['a\\0b']"],
             ),
+            ("EXCLUDE_FROM", ["''", "1", "['patterns']", "'a\\0b'"]),
+            ("EXCLUDE_CACHES", ["1", "'yes'", "None"]),
+            (
+                "EXCLUDE_IF_PRESENT",
+                ["'tag'", "[1]", "None", "['']", "['.']", "['..']", "['a/b']", "['a\\0b']"],
+            ),
+            ("EXCLUDE_LARGER_THAN", ["500", "'0'", "'1.5G'", "'1GB'", "'-1M'", "'large'", "''", "True"]),
             ("ONE_FILE_SYSTEM", ["1", "'yes'", "None"]),
             ("COMPRESSION", ["'rar'", "9", "None", "''", "'BZIP2'"]),
             ("QUICK_CHECK", ["0", "'no'", "None"]),

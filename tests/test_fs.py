@@ -1,6 +1,5 @@
 """``btw-backup fs``: what it stores comes back, and it stores only what changed."""
 
-import ctypes
 import json
 import os
 import re
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 
 from .helpers import trees
-from .helpers.running import Btw, Result, break_bubblewrap
+from .helpers.running import Btw, Result, break_bubblewrap, give_up_root_s_override
 
 ENDINGS = {"bzip2": ".tbz", "zstd": ".tar.zst", "gzip": ".tar.gz", "xz": ".tar.xz", "none": ".tar"}
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"
@@ -73,13 +72,6 @@ def backups(dst: Path) -> list[str]:
 def points(btw: Btw, dst: Path) -> list[str]:
     """Return the lines that ``list`` prints."""
     return btw("list", dst).out.splitlines()
-
-
-def give_up_root_s_override() -> None:
-    """In a child: make modes apply even to root, from the next exec on (capabilities(7))."""
-    drop, override, search = 24, 1, 2  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-    for capability in (override, search):
-        ctypes.CDLL(None).prctl(drop, capability, 0, 0, 0)
 
 
 def log(dst: Path) -> str:

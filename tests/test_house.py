@@ -15,7 +15,10 @@ FLOORS = [
     {"cli"},
     COMMANDS,
     {"arguments", "entries", "monitoring", "offsite", "patterns", "restore_test"},
-    {"config", "options", "hooks", "workdir", "source", "walk", "fingerprint", "ranges", "live"},
+    {
+        *("config", "options", "hooks", "workdir", "source"),
+        *("walk", "exclusion", "fingerprint", "ranges", "live"),
+    },
     {"destination"},
     {"archive"},
     {"programs"},

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 
 from btw_backup import fingerprint
 from btw_backup.destination.record import Stretch
-from btw_backup.programs.tar import Source, tar_command, tar_command_for_names
+from btw_backup.programs.tar import Source, leaving_out_large, tar_command, tar_command_for_names
 from btw_backup.ranges import ranges_of
+from btw_backup.walk import with_large
 
 from .helpers.archives import CHANGES, Change, Store, apply, write
 from .helpers.small_parts import SMALL
@@ -31,23 +33,29 @@ class Chain(Store):
         self.read: list[bytes] | None = None
 
     def update(self) -> None:
-        found = fingerprint.take(self.source, [stretch.start for stretch in self.stretches])
+        source = with_large(self.source)
+        found = fingerprint.take(source, [stretch.start for stretch in self.stretches])
         assert found is not None
         changed = found.changed(self.options, self.stretches)
         if not changed:
             return
-        with ranges_of(self.source, self.parts, changed) as ranges:
+        with ranges_of(source, self.parts, changed) as ranges, leaving_out_large(source) as left_out:
             if ranges is None:
                 self.read = None
-                command, data = tar_command(self.source), b""
+                command, data = tar_command(source, left_out), b""
             else:
                 data = os.pread(ranges.named.names, 1 << 24, 0)
                 self.read = data.split(b"\0")[:-1]
-                command = tar_command_for_names(self.source)
+                command = tar_command_for_names(source, left_out)
             runs = None if ranges is None else ranges.runs
-        archive = subprocess.run(
-            command, cwd=self.source.directory, input=data, stdout=subprocess.PIPE, check=True
-        ).stdout
+            archive = subprocess.run(
+                command,
+                cwd=source.directory,
+                input=data,
+                stdout=subprocess.PIPE,
+                pass_fds=left_out.files,
+                check=True,
+            ).stdout
         self.add(archive, SMALL, runs)
         self.options = found.options
         self.stretches = [Stretch(*walked[:2]) for walked in found.walked]
@@ -57,6 +65,11 @@ def whole(source: Source) -> bytes:
     """What tar writes of all of it, up to the zeros that fill its last record."""
     command = tar_command(source)
     command[command.index("--blocking-factor=128")] = "--blocking-factor=1"
+    if source.larger_than is not None:
+        argv = ["find", ".", "-type", "f", "-size", f"+{source.larger_than}c", "-print0"]
+        found = subprocess.check_output(argv, cwd=source.directory, text=True)
+        large = [f"--exclude={name}" for name in found.split("\0")[:-1]]
+        command[1:1] = ["--anchored", "--no-wildcards", *large]
     return subprocess.run(command, cwd=source.directory, stdout=subprocess.PIPE, check=True).stdout
 
 
@@ -72,6 +85,9 @@ KINDS = st.lists(
                 "rename directory",
                 "empty",
                 "tag",
+                "other tag",
+                "cache",
+                "no cache",
                 "attribute",
             ]
         ),
@@ -79,6 +95,16 @@ KINDS = st.lists(
     ),
     max_size=3,
 )
+
+
+# What a directory gets besides another file.
+FILES = {
+    "tag": ("NOBACKUP-TAG", ""),
+    "other tag": ("5-tag", ""),
+    "empty": ("file", ""),
+    "cache": ("CACHEDIR.TAG", "Signature: 8a477f597d28d172789f06886806bc55\n"),
+    "no cache": ("CACHEDIR.TAG", "Signature: none\n"),
+}
 
 
 def alter(source: Path, kind: str, number: int) -> None:
@@ -94,10 +120,11 @@ def alter(source: Path, kind: str, number: int) -> None:
             other.rename(source / f"d{number}x")
         else:
             write(other / "inner", 3000, number)
-    elif kind in ("tag", "empty") and other.is_dir():
+    elif kind in FILES and other.is_dir():
         shutil.rmtree(other)
         write(other / "inner", 2000, number)
-        (other / ("NOBACKUP-TAG" if kind == "tag" else "file")).touch()
+        name, text = FILES[kind]
+        (other / name).write_text(text)
     elif path.is_file() and not path.is_symlink():
         _alter_file(path, kind, number)
 
@@ -119,7 +146,10 @@ def _alter_file(path: Path, kind: str, number: int) -> None:
     rounds=ROUNDS,
     kinds=st.lists(KINDS, min_size=5, max_size=5),
     seed=st.integers(0, 1000),
-    exclude=st.sampled_from([(), ("*5",), ("./many/07", "./c"), ("d1x",)]),
+    exclude=st.sampled_from([(), ("*5",), ("./many/07", "./c"), ("d1x",), ("*tag",)]),
+    more=st.sampled_from(
+        [{}, {"tags": ("NOBACKUP-TAG", "5-tag")}, {"caches": True}, {"larger_than": 1700}],
+    ),
 )
 def test_it_is_what_tar_would_write(
     tmp_path_factory: pytest.TempPathFactory,
@@ -127,12 +157,13 @@ def test_it_is_what_tar_would_write(
     kinds: list[list[tuple[str, int]]],
     seed: int,
     exclude: tuple[str, ...],
+    more: dict[str, Any],
 ) -> None:
     top = tmp_path_factory.mktemp("ranges")
     for number in range(60):
         write(top / f"source/many/{number:02}", 1500, seed + number)
     os.link(top / "source/many/03", top / "source/zzz")
-    source = Source(str(top / "source"), "", (), exclude, False)
+    source = Source(str(top / "source"), "", (), exclude, False, **more)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(fingerprint, "_MEMBERS", 4)
         chain = Chain(top / "store", source)
@@ -216,3 +247,14 @@ def test_a_directory_that_goes_with_its_part(chain: Chain, tmp_path: Path) -> No
     chain.update()
     assert b"".join(chain.contents()) == whole(chain.source)
     assert chain.examined() == chain.parts
+
+
+def test_a_tag_that_is_excluded(chain: Chain, tmp_path: Path) -> None:
+    """tar stores it if it finds it in its directory, and not if it gets its name."""
+    chain.source = chain.source._replace(exclude=("*TAG",))
+    write(tmp_path / "source/05/NOBACKUP-TAG", 1000, 1)
+    chain.update()
+    write(tmp_path / "source/05/NOBACKUP-TAG", 1000, 2)
+    chain.update()
+    assert chain.read is None
+    assert b"".join(chain.contents()) == whole(chain.source)

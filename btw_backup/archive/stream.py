@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ..errors import Error
 from ..programs import process
 from ..programs.compressors import decompressed
-from ..programs.tar import FAILED, Source, tar_command, tar_command_for_names
+from ..programs.tar import FAILED, Source, leaving_out_large, tar_command, tar_command_for_names
 from ..system.files import BLOCK
 from ..system.trust import opened_as_resolved
 
@@ -75,12 +75,13 @@ def archiving(
     """
     with (
         opened_as_resolved(source.directory) as top,
+        leaving_out_large(source) as left_out,
         process.Program(
-            tar_command(source) if named is None else tar_command_for_names(source),
+            tar_command(source, left_out) if named is None else tar_command_for_names(source, left_out),
             stdin=process.DEVNULL if named is None else named.names,
             stdout=process.PIPE,
             cwd=top if named is None else named.top,
-            pass_fds=[] if named is None else [named.top],
+            pass_fds=left_out.files if named is None else [named.top, *left_out.files],
         ) as program,
     ):
         process.widen(program.stdout)

@@ -1,6 +1,8 @@
 """GNU tar: its command lines, and what its exit means."""
 
+import os
 import re
+import string
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -9,7 +11,7 @@ from typing import IO, NamedTuple
 
 from ..system.confinement import READING, UNPACKING, Confinement
 from ..system.directories import Directory
-from ..system.files import BLOCK
+from ..system.files import BLOCK, closed_at_end, write_all
 from . import process
 
 TAG = "NOBACKUP-TAG"
@@ -27,7 +29,9 @@ _MISSING = (": Not a directory", ": Too many levels of symbolic links", ": No su
 class Source(NamedTuple):
     """What to archive: everything in ``directory``, as members ``./…``, or only ``member``.
 
-    ``left_out`` are paths relative to it, ``exclude`` are tar patterns.
+    ``left_out`` are paths relative to it, and so are ``large``, the files that were found to be larger
+    than ``larger_than`` bytes; ``exclude`` are tar patterns. Of a directory that holds one of the ``tags``
+    only this is archived, the first one of several; with ``caches`` a cache's tag is one, too, the last.
     """
 
     directory: str
@@ -35,35 +39,74 @@ class Source(NamedTuple):
     left_out: tuple[str, ...]
     exclude: tuple[str, ...]
     one_file_system: bool
+    tags: tuple[str, ...] = (TAG,)
+    caches: bool = False
+    larger_than: int | None = None
+    large: tuple[str, ...] = ()
 
 
-def tar_command(source: Source) -> list[str]:
+class LeftOut(NamedTuple):
+    """Options that name what tar leaves out, and the open files that they refer to."""
+
+    options: Sequence[str] = ()
+    files: Sequence[int] = ()
+
+
+NOTHING_LEFT_OUT = LeftOut()
+
+
+@contextmanager
+def leaving_out_large(source: Source) -> Iterator[LeftOut]:
+    """Yield what has tar leave out the large files of a source, however many they are."""
+    if not source.large:
+        yield NOTHING_LEFT_OUT
+        return
+    with closed_at_end(os.memfd_create("large files")) as file:
+        write_all(file, os.fsencode("".join(f"./{path}\n" for path in source.large if not is_odd(path))))
+        odd = [f"--exclude=./{path}" for path in filter(is_odd, source.large)]
+        yield LeftOut([f"--exclude-from=/proc/self/fd/{file}", *odd], [file])
+
+
+def is_odd(path: str) -> bool:
+    """Whether tar can't read a path from a file of excludes, but needs an argument for it.
+
+    tar removes white space at the end of a line (GNU tar 1.34), and ``--null`` is not for these files.
+    """
+    return "\n" in path or path != path.rstrip(string.whitespace)
+
+
+def tar_command(source: Source, left_out: LeftOut = NOTHING_LEFT_OUT) -> list[str]:
     """Return the command that writes the archive to standard output, to be run in the source's directory.
 
+    Large files are among what is ``left_out``.
     The same tree gives the same archive, even if files were read meanwhile (GNU tar 1.34).
     """
     argv = ["tar", "--create", "--file=-", "--format=posix", "--blocking-factor=128"]
     argv += ["--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime", "--sort=name"]
     # Newer formats of sparse members hold tar's process ID.
     argv += ["--acls", "--xattrs", "--xattrs-include=*", "--sparse", "--sparse-version=0.0"]
-    argv.append(f"--exclude-tag={TAG}")
+    if source.caches:
+        argv.append("--exclude-caches")
+    # tar looks for the last one first.
+    argv += [f"--exclude-tag={tag}" for tag in reversed(source.tags)]
     if source.one_file_system:
         argv.append("--one-file-system")
     argv += ["--anchored", "--no-wildcards"]
-    argv += [f"--exclude=./{path}" for path in source.left_out]
+    argv += [*(f"--exclude=./{path}" for path in source.left_out), *left_out.options]
     argv += ["--no-anchored", "--wildcards"]
     argv += [f"--exclude={pattern}" for pattern in source.exclude]
     return [*argv, f"./{source.member}" if source.member else "."]
 
 
-def tar_command_for_names(source: Source) -> list[str]:
+def tar_command_for_names(source: Source, left_out: LeftOut = NOTHING_LEFT_OUT) -> list[str]:
     """Return the command for members whose names, each with a NUL after it, come on standard input.
 
     In the order of a walk with sorted names, they give what ``tar_command`` does; only a hard link is
     stored as a file if the first of its names is not among them.
     """
     # What excludes a directory also excludes what is in it only before --no-recursion.
-    return [*tar_command(source)[:-1], "--no-recursion", "--null", "--verbatim-files-from", "--files-from=-"]
+    argv = tar_command(source, left_out)[:-1]
+    return [*argv, "--no-recursion", "--null", "--verbatim-files-from", "--files-from=-"]
 
 
 class Unpacking:

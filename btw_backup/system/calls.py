@@ -3,6 +3,7 @@
 import ctypes
 import os
 import struct
+from functools import cache
 
 _libc = ctypes.CDLL(None, use_errno=True)
 RENAME_NOREPLACE = 1
@@ -12,6 +13,8 @@ _OPEN_TREE, _MOUNT_SETATTR = 428, 442
 _CLONE, _CLOEXEC = 1, os.O_CLOEXEC
 _RECURSIVE, _EMPTY_PATH = 0x8000, 0x1000
 _NOSYMFOLLOW = 0x200000
+_LEADING_DIR = 1 << 3
+_LC_CTYPE_MASK = 1
 
 
 def _check(status: int, name: str) -> None:
@@ -46,3 +49,20 @@ def without_links(fd: int) -> int:
 def syncfs(fd: int) -> None:
     """Write all dirty pages of the file system of an open file to its disk. Raises OSError."""
     _check(_libc.syncfs(fd), "syncfs")
+
+
+@cache
+def _unicode() -> None:
+    # Python leaves LC_ALL=C alone; a thread has a locale of its own.
+    _libc.newlocale.restype = ctypes.c_void_p
+    _libc.uselocale.argtypes = [ctypes.c_void_p]
+    _libc.uselocale(_libc.newlocale(_LC_CTYPE_MASK, b"C.UTF-8", None))
+
+
+def fnmatch(pattern: bytes, text: bytes) -> bool:
+    """Whether a shell pattern matches a text, or what comes before a slash in it, as fnmatch(3) does.
+
+    The texts are UTF-8, whatever the locale is.
+    """
+    _unicode()
+    return bool(_libc.fnmatch(pattern, text, _LEADING_DIR) == 0)
