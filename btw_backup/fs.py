@@ -26,6 +26,7 @@ from .destination.writer import LockedDestination, working_on
 from .errors import FAILED, INCOMPLETE, Error
 from .messages import Messages
 from .offsite import automatic
+from .preview import show_preview
 from .programs import compressors, versions
 from .programs.process import Result
 from .programs.tar import Source
@@ -42,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_owner(parser)
     add_adopt(parser)
     add_wait(parser)
+    parser.add_argument(
+        "-n",
+        "--dry-run",
+        action="store_true",
+        help="only shows how much would be stored, the largest directories, and what each rule leaves out;"
+        " a directory counts with all below it, and is not listed if nearly all of that is in one directory",
+    )
     parser.add_argument("src", help="the absolute path of what to back up")
     add_destination(parser)
 
@@ -55,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
         return FAILED
     general = load_general(args.config_dir)
     options = load_fs(work.config_file, general)
+    if args.dry_run:
+        return show_preview(work, args.dst, options, args.messages)
     storage = Storage(args.dst, args.owner, wait=args.wait, adopt=args.adopt)
     return back_up(work, options, storage, general.offsite, args.messages)
 

@@ -8,11 +8,13 @@ from .config import FsOptions
 from .errors import Error, prefixing_errors
 from .programs.tar import TAG, Source
 from .system.trust import resolve
-from .workdir import Workdir, record_real
+from .workdir import Workdir, record_real, recorded_real
 
 
-def examine_source(work: Workdir, own: Sequence[str], options: FsOptions) -> Source:
+def examine_source(work: Workdir, own: Sequence[str], options: FsOptions, *, records: bool = True) -> Source:
     """Find out what the source is; ``own`` are directories of ours that are never archived.
+
+    ``records``: if an older version made the working directory, it is noted there where the source is.
 
     Raises Error if it is missing, can't be read, is neither directory nor file, or may be led
     elsewhere by somebody else: whoever owns a directory above it could have root read any other.
@@ -28,7 +30,7 @@ def examine_source(work: Workdir, own: Sequence[str], options: FsOptions) -> Sou
         raise Error(f"cannot read the source: {path}: {error.strerror}") from error
     with prefixing_errors(path):
         real, secure = resolve(path)
-    recorded = record_real(work, real)
+    recorded = record_real(work, real) if records else recorded_real(work) or real
     if real != recorded and not secure:
         raise Error(
             f"{path}: refused, because it leads to {real} by a symbolic link that others can make, and"

@@ -140,6 +140,13 @@ def create(config_dir: str, name: str, source: str, config_text: str) -> str:
     return path
 
 
+def recorded_real(workdir: Workdir) -> str | None:
+    """Return the real path recorded for the source; None if there is none yet."""
+    with suppress(FileNotFoundError):
+        return os.readlink(workdir.real)
+    return None
+
+
 def record_real(workdir: Workdir, real: str) -> str:
     """Return the real path recorded for the source; record this one if there is none yet."""
     with prefixing_errors(workdir.real):

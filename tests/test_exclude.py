@@ -237,6 +237,7 @@ class TestFrom:
         work = configure(EXCLUDE_FROM="patterns")
         said = f"btw_backup: {work}/config.py: EXCLUDE_FROM: there is no file {work}/patterns\n"
         assert btw("fs", src, dst) == Result(1, "", said)
+        assert btw("fs", "--dry-run", src, dst) == Result(1, "", said)
         assert os.listdir(dst) == []
         checked = btw("check-config")
         assert checked.status == 1 and said in checked.err
