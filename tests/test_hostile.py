@@ -672,8 +672,9 @@ def test_a_broken_chain_is_named_and_everything_else_goes_on(
     assert made.status == 0 and word in made.err
     assert len(btw("list", land.dst).out.splitlines()) == 3
     assert btw("fs-restore", land.dst, tmp_path / "target").status == 0
+    assert btw("status", land.dst).status == 3
     verified = btw("verify", land.dst)
     assert verified.status == 1 and word in verified.err and len(verified.err.splitlines()) == 1
+    assert btw("status", land.dst).status == 2
     pruned = btw("prune", "--keep-last", "1", land.dst)
     assert pruned.status == 0 and word in pruned.err
-    assert btw("status", land.dst).status == 3
