@@ -180,7 +180,7 @@ def test_hooks_are_told_of_every_error(
     program = f"""
 from unittest.mock import patch
 from btw_backup.cli import main
-with patch("btw_backup.fs._back_up", side_effect={raised}):
+with patch("btw_backup.fs.store_source", side_effect={raised}):
     raise SystemExit(main(["--config-dir", {str(config.parent.parent)!r}, "fs", {str(src)!r}, {str(dst)!r}]))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -17,7 +17,7 @@ FLOORS = [
     {"arguments", "entries", "monitoring", "offsite", "patterns", "restore_test"},
     {
         *("config", "options", "hooks", "workdir", "source"),
-        *("walk", "exclusion", "fingerprint", "ranges", "live", "preview"),
+        *("walk", "exclusion", "fingerprint", "ranges", "live", "storing", "preview"),
     },
     {"destination"},
     {"archive"},
