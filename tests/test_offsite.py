@@ -19,7 +19,10 @@ from .helpers.postgres_servers import MakeDatabase, Server
 from .helpers.repositories import PASSWORD, S3, configure, restic, snapshots
 from .helpers.running import Btw, Gate, Result, Start, break_bubblewrap, ended
 
-pytestmark = pytest.mark.skipif(shutil.which("restic") is None, reason="restic is not installed")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("restic") is None, reason="restic is not installed"),
+    pytest.mark.usefixtures("own_cache"),
+]
 
 PROG = "btw_backup"
 SILENCE = Result(0, "", "")
@@ -29,12 +32,6 @@ NO_PROGRAMS = {"PATH": "/nonexistent"}
 OWNER = "12345:54321" if os.geteuid() == 0 else f"{os.getuid()}:{os.getgid()}"
 VIEW = ".btw-backup/view/destination"
 LONG_AGO = "2025-01-01T00:00:00"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give restic a cache of its own: another test has a copy of the same repository."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def add_tarball(dst: Path, time: str, content: str = "content\n") -> Path:

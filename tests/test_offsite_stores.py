@@ -13,23 +13,13 @@ from .helpers.destinations import add_tarball, at_rest
 from .helpers.repositories import S3_KEYS, Rest, configure, restic, snapshots
 from .helpers.running import Btw, Result
 
-pytestmark = pytest.mark.skipif(shutil.which("restic") is None, reason="restic is not installed")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("restic") is None, reason="restic is not installed"),
+    pytest.mark.usefixtures("own_cache"),
+]
 
 SILENCE = Result(0, "", "")
 AUTO = "OFFSITE_AUTO = True\n"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give restic a cache of its own: another test has a copy of the same repository."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def stored(dst: Path) -> Path:
-    """A destination with a tarball in it."""
-    add_tarball(dst, "2025-01-01T00:00:00.tbz", {"file": "content"})
-    return dst
 
 
 @pytest.fixture

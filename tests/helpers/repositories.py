@@ -15,6 +15,8 @@ from typing import Any, Self
 
 import pytest
 
+from .destinations import add_tarball
+
 PASSWORD = "correct horse battery staple"
 _KEY, _SECRET = "test-access-key", "test-secret-key"
 S3_KEYS = {"AWS_ACCESS_KEY_ID": _KEY, "AWS_SECRET_ACCESS_KEY": _SECRET}
@@ -140,6 +142,19 @@ def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("openssl"):
         _hasten(path)
     return path
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give restic a cache of its own: another test has a copy of the same repository."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def stored(dst: Path) -> Path:
+    """A destination with a tarball in it."""
+    add_tarball(dst, "2025-01-01T00:00:00.tbz", {"file": "content"})
+    return dst
 
 
 @pytest.fixture
