@@ -12,6 +12,7 @@ from functools import partial
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+from .archive.names import is_among, to_name
 from .arguments import add_at, add_destination, member_name
 from .destination import binding
 from .destination.contents import Content
@@ -92,7 +93,7 @@ def _into_new(content: Content, members: Mapping[str, str], args: argparse.Names
 
 
 def _in_place(content: Content, members: Mapping[str, str], args: argparse.Namespace) -> _Restored:
-    wanted = [*members] or [_source(content)]
+    wanted = [os.fsencode(member) for member in members] or [_source(content)]
     with restoring_in_place(args.target, datetime.now(UTC)) as place:
         missing = _unpack(content, place.staged, list(members), args.messages)
         changes = [*place.put(partial(_is_wanted, wanted), acts=not args.dry_run)]
@@ -106,15 +107,14 @@ def _in_place(content: Content, members: Mapping[str, str], args: argparse.Names
     return _Restored("would restore" if args.dry_run else "restored", f"into {args.target}: {done}", missing)
 
 
-def _source(content: Content) -> str:
+def _source(content: Content) -> bytes:
     """The name of the first member: the source itself, a directory or a single file."""
-    return next((os.fsdecode(member.name) for member in content.members()), ".")
+    return next((member.name for member in content.members()), b".")
 
 
-def _is_wanted(members: Collection[str], path: str) -> bool:
+def _is_wanted(wanted: Collection[bytes], path: str) -> bool:
     """Whether a path below the target, empty for itself, is one of the members or below one."""
-    name = f"./{path}" if path else "."
-    return any(wanted in (".", name) or name.startswith(wanted + "/") for wanted in members)
+    return b"." in wanted or is_among(to_name(os.fsencode(path)), wanted)
 
 
 def _to_stdout(content: Content, members: Mapping[str, str], args: argparse.Namespace) -> _Restored:

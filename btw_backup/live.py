@@ -8,12 +8,13 @@ from typing import NamedTuple, Self
 
 from .archive.differences import ATTRIBUTES, CONTENT, GONE, NEW, TYPE, Difference, pairs
 from .archive.headers import DIRECTORY, HARD_LINK
+from .archive.names import member_of, shown
 from .destination.contents import Content
 from .errors import prefixing_errors
 from .messages import Progress
 from .programs.tar import Aspect, Source, comparing
 from .system.directories import Directory
-from .walk import Tree, leaves_out, member_of, walk, with_large
+from .walk import Tree, leaves_out, walk, with_large
 
 
 class _Item(NamedTuple):
@@ -53,7 +54,7 @@ def against(
         for name, old, new in pairs(_stored(content), _found(source)):
             if new is None:
                 new = _left_out(source, name)
-            path = name.removeprefix(b"./").decode(errors="surrogateescape")
+            path = shown(name)
             if old is None or new is None:
                 change = NEW if old is None else GONE
             else:

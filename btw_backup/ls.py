@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from .archive.members import Member
-from .archive.selection import is_among
+from .archive.names import is_among
 from .arguments import add_at, add_destination, add_json, member_name
 from .destination import binding
 from .destination.contents import Content

@@ -7,6 +7,7 @@ from contextlib import suppress
 from errno import EACCES
 from heapq import nlargest
 
+from .archive.names import member_of, order_of, path_of
 from .config import FsOptions
 from .destination.reader import open_directory
 from .errors import INCOMPLETE
@@ -14,7 +15,7 @@ from .exclusion import Patterns
 from .messages import Messages, show, size
 from .programs.tar import TAG, Source
 from .source import examine_source
-from .walk import CACHE_TAG, Entry, Tree, member_of, order_of, path_of, walk, with_large
+from .walk import CACHE_TAG, Entry, Tree, walk, with_large
 from .workdir import Workdir
 
 _MOST_DIRECTORIES = 10

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+from .archive.names import member_of, order_of, path_of
 from .exclusion import Patterns
 from .programs.tar import Source, is_odd
 from .system.files import closed_at_end
@@ -102,25 +103,6 @@ def with_large(source: Source) -> Source:
             if odd <= _MOST_ODD or not is_odd(path):
                 large.append(path)
     return source._replace(large=tuple(large))
-
-
-def order_of(path: bytes) -> bytes:
-    """The place of a member in the order of an archive; ``path`` is relative to the source, empty for itself.
-
-    Compared as bytes, places are in the order of a walk in which a directory comes before what is in it, and
-    names are sorted.
-    """
-    return path.replace(b"/", b"\0")
-
-
-def path_of(order: bytes) -> bytes:
-    """The path of a member, relative to the source, empty for that itself."""
-    return order.replace(b"\0", b"/")
-
-
-def member_of(order: bytes) -> bytes:
-    """The name of a member."""
-    return b"./" + path_of(order) if order else b"."
 
 
 def _raise(error: OSError) -> None:

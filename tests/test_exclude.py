@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from btw_backup.archive.names import member_of
 from btw_backup.programs.tar import Source, tar_command
-from btw_backup.walk import Tree, leaves_out, member_of, walk
+from btw_backup.walk import Tree, leaves_out, walk
 
 from .helpers.destinations import joined, listed
 from .helpers.running import Btw, Gate, Result, Start, ended, give_up_root_s_override, replacing

@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol, Self, TypeVar
 
 from . import headers
 from .members import Member
+from .names import place_of
 
 NEW = "+"
 GONE = "-"
@@ -52,7 +53,7 @@ def pairs(
         if first is not None and second is not None and first[0] == second[0]:
             yield first[0], first[1], second[1]
             first, second = next(old, None), next(new, None)
-        elif second is None or (first is not None and _order(first[0]) < _order(second[0])):
+        elif second is None or (first is not None and place_of(first[0]) < place_of(second[0])):
             assert first is not None
             if first[0] in only_new:
                 yield first[0], first[1], only_new.pop(first[0])
@@ -92,8 +93,3 @@ def _is_other_content(old: Member, new: Member, same_data: Callable[[], bool]) -
     if new.kind in _FILES:
         return not same_data()
     return (old.link, old.device) != (new.link, new.device)
-
-
-def _order(name: bytes) -> bytes:
-    """Where a member comes in a walk with sorted names."""
-    return name.removeprefix(b"./").replace(b"/", b"\0") if name != b"." else b""

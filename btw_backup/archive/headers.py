@@ -8,6 +8,7 @@ import sys
 from typing import Final
 
 from ..errors import Error
+from .names import to_path
 
 BLOCK: Final = 512
 _ZEROS = bytes(BLOCK)
@@ -166,7 +167,7 @@ def path_at(block: bytes) -> bytes | None:
     prefix = header[345:500].rstrip(b"\0")
     name = header[:100].rstrip(b"\0")
     path = told.get(b"path") or (prefix + b"/" + name if prefix else name)
-    return b"" if path in (b".", b"./") else path.removeprefix(b"./").rstrip(b"/")
+    return to_path(path)
 
 
 def checked_extension(size: int) -> int:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ..errors import Error
-from . import headers
+from . import headers, names
 from .headers import BLOCK, number
 
 Read = Callable[[int, int], bytes]
@@ -46,7 +46,7 @@ class Member(NamedTuple):
     @property
     def path(self) -> str:
         """Its path relative to the source, ``.`` for the source itself."""
-        return self.name.removeprefix(b"./").decode(errors="surrogateescape")
+        return names.shown(self.name)
 
     @property
     def link(self) -> bytes:

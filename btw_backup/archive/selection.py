@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from . import headers
 from .members import Member, Read, members
+from .names import is_among, order_of, place_of, to_path
 from .parts import FULL
 from .stream import check_inside
 
@@ -118,10 +119,10 @@ class _Parts:
         return [*chain.from_iterable(found.values()), *others]
 
     def _find(self, name: bytes) -> list[_Found]:
-        path = name.removeprefix(b"./")
-        if not self._begins or path == b".":
+        path = to_path(name)
+        if not self._begins or not path:
             return []
-        order = path.replace(b"/", b"\0")
+        order = order_of(path)
         first = bisect_right(self._begins, order, key=self._order) - 1
         last = bisect_left(self._begins, order + b"\1", key=self._order)
         end = self._begins[last] if last < len(self._begins) else self._end
@@ -129,12 +130,12 @@ class _Parts:
 
     def directory(self, name: bytes) -> _Found | None:
         """The member of this name alone, if that is a directory."""
-        order = name.removeprefix(b"./").replace(b"/", b"\0")
+        order = place_of(name)
         first = bisect_right(self._begins, order, key=self._order) - 1
         for found in members(self._read, self._begins[max(first, 0)], self._end):
             if found.name == name and found.kind == headers.DIRECTORY:
                 return _Found(name, b"", found.start, found.end)
-            if found.name.removeprefix(b"./").replace(b"/", b"\0") > order:
+            if place_of(found.name) > order:
                 break
         return None
 
@@ -146,14 +147,8 @@ class _Parts:
         ]
 
     def _order(self, start: int) -> bytes:
-        """The place of the member that begins there, see ``walk``."""
-        path = headers.path_at(self._read(start, headers.BEGINNING))
-        return (path or b"").replace(b"/", b"\0")
-
-
-def is_among(name: bytes, names: Collection[bytes]) -> bool:
-    """Whether a member is one of these, or below one of them."""
-    return any(name == wanted or name.startswith(wanted + b"/") for wanted in names)
+        """The place of the member that begins there."""
+        return order_of(headers.path_at(self._read(start, headers.BEGINNING)) or b"")
 
 
 def _add(ranges: list[Range], member: _Found) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple, Self
 from ..archive import headers
 from ..archive.differences import GONE, NEW, Difference, change, pairs
 from ..archive.members import Member, member_at, members
+from ..archive.names import shown
 from ..archive.selection import stretches
 from ..errors import Error
 from ..system.files import BLOCK
@@ -128,7 +129,7 @@ class _Comparison:
             found = change(old, new, lambda: self._same_data(before, old, after, new))
         if not found:
             return None
-        path = name.removeprefix(b"./").decode(errors="surrogateescape")
+        path = shown(name)
         return Difference(path, found, old and old.size, new and new.size)
 
     def _same_data(self, before: _Item, old: Member, after: _Item, new: Member) -> bool:
