@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .helpers.running import Btw
+from .helpers.running import Btw, break_bubblewrap
 
 
 @pytest.fixture
@@ -54,7 +55,9 @@ def test_a_bar_and_a_closing_line(large: Path, dst: Path, config_dir: Path, env:
     *bar, closing = shown.split("\r", shown.count("\r") - 1)
     assert status == 0
     assert re.fullmatch(CLOSING, closing)
-    assert any(re.search(r"\d+(\.\d+)?MB \[\d\d:\d\d, .*B/s\]", part) for part in bar)
+    assert any(
+        re.search(r"backing up: .*\d+(\.\d+)?M(B|/\d+(\.\d+)?M) \[\d\d:\d\d, .*B/s\]", part) for part in bar
+    )
     assert "\x1b[3" not in shown, "colours"
     assert all(len(part) <= 80 for part in bar)
 
@@ -80,11 +83,17 @@ def test_verify_and_restore_end_with_a_line(
     assert on_terminal("fs-restore", dst, target) == (0, f"btw_backup: restored {time} into {target}\r\n")
 
 
-def test_each_step_of_a_backup_has_a_bar(src: Path, dst: Path, config_dir: Path, btw: Btw) -> None:
-    (src / "large").write_bytes(os.urandom(400_000_000))
+def test_storing_has_a_bar_of_its_own(
+    src: Path, dst: Path, config_dir: Path, btw: Btw, tmp_path: Path
+) -> None:
+    (src / "large").write_bytes(os.urandom(20_000_000))
     assert btw("fs-init", "--type", "rdiff", src, "name").status == 0
-    status, shown = on_terminal("--config-dir", config_dir, "fs", src, dst)
+    slow = tmp_path / "bin" / "rdiff-backup"
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/sh\nread -r nothing\nsleep 1\nexec {shutil.which("rdiff-backup")} "$@"\n')
+    slow.chmod(0o755)
+    break_bubblewrap(slow.parent)
+    path = {"PATH": f"{slow.parent}:{os.environ['PATH']}"}
+    status, shown = on_terminal("--config-dir", config_dir, "fs", src, dst, env=path)
     assert status == 0
-    for step in ("backing up", "storing"):
-        bar = rf"{step}: +\d+%\|[^|]+\| \d+(\.\d)?M/4\d\dM \[\d\d:\d\d<\d\d:\d\d, .*B/s\]"
-        assert re.search(bar, shown), step
+    assert re.search(r"storing: +\d+%\|[^|]+\| \d+(\.\d)?M/20.\dM \[\d\d:\d\d<\d\d:\d\d, .*B/s\]", shown)
