@@ -9,10 +9,11 @@ HERE = Path(__file__).parent
 DOCS = ["argparse-manpage>=4.8", "shtab>=1.13"]
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "btw_backup/__init__.py").read_text())
 assert VERSION is not None
-# The pages, as in the repository: they link to each other.
+# The pages and what they link to, as in the repository.
 PAGES = {
     "": [*HERE.glob("*.rst")],
     "/docs": [*HERE.glob("docs/*.rst"), *HERE.glob("docs/*.png")],
+    "/docs/monitoring": [HERE / f"docs/monitoring/btw-backup.{kind}" for kind in ("json", "rules.yml")],
     "/benchmarks": [HERE / "benchmarks/results.rst"],
 }
 # What `make docs` has made, where it has: a wheel brings it, an installation has it below its prefix.

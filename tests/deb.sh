@@ -158,7 +158,8 @@ systemctl start btw-backup.timer btw-backup-fs@srv-www.timer btw-backup-db@shop.
 [ "$(systemctl list-timers --no-legend 'btw-backup*' | wc -l)" = 3 ]
 END
 
-step 'the documentation' run 'cd /usr/share/doc/btw-backup; ls README.rst docs/restoring.rst examples/btw-backup.{cron,json,rules.yml}'
+step 'the documentation' run 'cd /usr/share/doc/btw-backup
+    ls README.rst docs/restoring.rst docs/monitoring/btw-backup.{json,rules.yml} examples/btw-backup.cron'
 
 step 'apt remove' apt remove btw-backup
 step 'it is gone' run '! command -v btw-backup; ! man -w btw-backup; ! ls /usr/lib/systemd/system/btw-backup*'

@@ -30,8 +30,8 @@ step 'fs, list, verify, fs-restore' run 'mkdir /srv/dst; btw-backup fs-init --ty
 shared=/root/.local/share/pipx/venvs/btw-backup/share
 step 'manual pages, completions and documentation' run "
     cd $shared 2>/dev/null || cd /root/.local/pipx/venvs/btw-backup/share # before pipx 1.3
-    ls doc/btw-backup/docs/restoring.rst man/man1/btw-backup-fs.1 bash-completion/completions/btw-backup zsh/site-functions/_btw-backup \
-        fish/vendor_completions.d/btw-backup.fish"
+    ls doc/btw-backup/docs/{restoring.rst,monitoring/btw-backup.json} man/man1/btw-backup-fs.1 \
+        bash-completion/completions/btw-backup zsh/site-functions/_btw-backup fish/vendor_completions.d/btw-backup.fish"
 step 'pipx uninstall' run 'pipx uninstall btw-backup; ! command -v btw-backup'
 run 'rm -rf /srv/* /root/.btw-backup /tmp/*'
 exit $failed
