@@ -29,7 +29,7 @@ COMMANDS = {
     "prune": "removes backups that a retention policy does not keep",
     "status": "reports the age and the size of backups",
     "sync": "sends backups to the off-site repository",
-    "fetch": "retrieves a destination from the off-site repository",
+    "fetch": "retrieves destinations, or the configuration, from off-site",
     "check-config": "reports everything that is wrong with the configuration",
 }
 

@@ -180,7 +180,7 @@ _CHAINS = (
         _span,
         "24h",
         "The longest time between two full backups (rdiff). With '24h', nearly every daily run makes a full"
-        " one: set '7d' or '30d' for those.",
+        " one: set '7d' for those.",
     ),
 )
 _STORAGE = (
