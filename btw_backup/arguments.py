@@ -112,8 +112,8 @@ def add_wait(parser: argparse.ArgumentParser) -> None:
         type=_wait,
         default=timedelta(),
         metavar="SPAN",
-        help="waits that long, such as 10m, or so many seconds, for another run on dst to end, instead of"
-        " exiting 75",
+        help="waits that long, such as 10m, or so many seconds, for another run on the same destination to"
+        " end, instead of exiting 75",
     )
 
 

@@ -79,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps([as_object(report, now) for report in reports], indent=2))
     else:
         for report in reports:
-            show(line(report, now, args.max_age))
+            if report.state != State.OK or not args.quiet:
+                show(line(report, now, args.max_age))
     state = worst([report.state for report in reports])
     if args.prometheus is not None:
         try:

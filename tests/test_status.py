@@ -105,6 +105,14 @@ def backed_up(btw: Btw, src: Path, dst: Path) -> Path:
     return dst
 
 
+def test_quietly_only_what_is_wrong(btw: Btw, backed_up: Path, tmp_path: Path) -> None:
+    assert btw("-q", "status", backed_up) == (0, "", "")
+    (tmp_path / "empty").mkdir()
+    result = btw("status", "-q", backed_up, tmp_path / "empty")
+    assert result.status == 1 and result.out.startswith(f"BTW-BACKUP WARNING - {tmp_path}/empty: ")
+    assert len(result.out.splitlines()) == 1
+
+
 def test_a_good_backup(btw: Btw, backed_up: Path) -> None:
     exit_status, [text] = reported(btw, "--max-age", "1h", backed_up)
     assert exit_status == 0

@@ -43,9 +43,10 @@ def check(destination: Destination, source: str | None, *, adopt: bool) -> None:
     is_empty = not destination.backups and not destination.broken
     if adopt or is_empty or source is None or bound in (None, source):
         return
+    command = "fs" if source.startswith("/") else "db"
     raise Error(
         f"{destination.path} holds backups of {bound}, not of {source}: use another destination,"
-        " or --adopt if the source has moved"
+        f" or {command} --adopt if the source has moved"
     )
 
 
