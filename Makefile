@@ -97,13 +97,14 @@ packages:
 test-packages: .venv/bin/promtool
 	@$(call install,$(RUNTIME_PACKAGES) $(TEST_PACKAGES))
 
-# Checks the rules for Prometheus. Only this program of Debian's package: installed, that is a server which
-# listens on every address, now and after the next boot.
+# Checks the rules for Prometheus; since Debian 13 it has a package of its own. The other, if it were installed,
+# is a server that listens on every address, now and after the next boot: only this program is taken out of it.
 .venv/bin/promtool: | .venv/bin/pip
 	rm -rf .venv/prometheus
 	mkdir .venv/prometheus
 	$(SUDO) apt-get update -q
-	cd .venv/prometheus && apt-get download -q -o APT::Sandbox::User=$$(id -un) prometheus
+	package=$$(apt-cache show promtool >/dev/null 2>&1 && echo promtool || echo prometheus) && \
+		cd .venv/prometheus && apt-get download -q -o APT::Sandbox::User=$$(id -un) $$package
 	dpkg-deb --fsys-tarfile .venv/prometheus/*.deb | tar -x -C .venv/prometheus ./usr/bin/promtool
 	mv .venv/prometheus/usr/bin/promtool $@
 	rm -rf .venv/prometheus
