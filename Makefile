@@ -8,7 +8,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 RUNTIME_PACKAGES = bubblewrap bzip2 lbzip2 rdiff-backup tar zstd
 BENCH_PACKAGES = borgbackup
-TEST_PACKAGES = acl attr btrfs-progs fish groff-base libcap2-bin locales openssl pbzip2 pigz postgresql procps restic \
+TEST_PACKAGES = acl attr btrfs-progs e2fsprogs fish groff-base libcap2-bin locales openssl pbzip2 pigz postgresql procps restic \
 	rsync strace util-linux xfsprogs xz-utils zsh
 BUILD_PACKAGES = build-essential libacl1-dev librsync-dev python3-dev
 DEB_PACKAGES = build-essential debhelper dh-python dpkg-dev python3-setuptools
