@@ -813,9 +813,10 @@ def test_no_warning_of_a_program_reaches_anybody(
 def test_status_says_how_old_the_newest_copy_is(
     btw: Btw, repository: Path, config_dir: Path, stored: Path, tmp_path: Path
 ) -> None:
-    lately = (datetime.now(UTC) - timedelta(minutes=1)).strftime("%Y-%m-%dT%H:%M:%S")
+    lately = datetime.now(UTC) - timedelta(minutes=1)
     unchanged = "no change in the data to be backed up: skipping creation of new full backup"
-    (stored / "log.txt").write_text(f"{lately}: {unchanged}\n")
+    (stored / "log.txt").write_text(f"{lately:%Y-%m-%dT%H:%M:%S}: {unchanged}\n")
+    os.utime(stored / "log.txt", (lately.timestamp(), lately.timestamp()))
     result = btw("status", stored)
     assert (result.status, result.err) == (1, "") and "WARNING - " in result.out
     assert "no off-site copy yet" in result.out
