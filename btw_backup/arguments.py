@@ -6,7 +6,7 @@ import re
 from datetime import timedelta
 
 from .destination.collection import Destinations
-from .errors import Error
+from .errors import FAILED, Error
 from .system.ownership import UNCHANGED, parse_owner
 from .times import parse_span
 
@@ -43,18 +43,22 @@ def add_destinations(parser: argparse.ArgumentParser) -> None:
 def destinations(args: argparse.Namespace) -> Destinations:
     """Return the destinations that were named or, if none was, all that are configured.
 
-    Exits with a usage error if there are none at all.
+    A configuration file with errors is reported, and keeps nobody from the destinations in others. Exits with
+    a usage error if there are none at all.
     """
-    return Destinations.of(args.dst or _configured(args))
+    if args.dst:
+        return Destinations.of(args.dst)
+    from .config import configured_storages  # whoever names them does not wait for it
 
-
-def _configured(args: argparse.Namespace) -> list[str]:
-    from .config import destinations  # whoever names them does not wait for it
-
-    found = destinations(args.config_dir)
-    if not found:
+    found: list[str] = []
+    errors: list[Error] = []
+    for _, storage in configured_storages(args.config_dir, errors.append):
+        found.append(storage.dst)
+    for error in errors:
+        args.messages.report(error)
+    if not found and not errors:
         args.parser.error("the following arguments are required: dst (no DESTINATION is configured)")
-    return found
+    return Destinations.configured(found, FAILED if errors else 0)
 
 
 def add_at(parser: argparse._ActionsContainer, which: str = "point", listed_by: str = "list") -> None:
@@ -84,9 +88,10 @@ def from_source(path: str, source: str | None) -> str:
 
     Others, and patterns for paths, are returned as they are: relative to the source.
     """
-    if source is None or not f"{path}/".startswith(f"{source.rstrip('/')}/"):
+    absolute = "/" + os.path.normpath(path).lstrip("/") if path.startswith("/") else path
+    if source is None or not f"{absolute}/".startswith(f"{source.rstrip('/')}/"):
         return path
-    return "/" + path[len(source) :].lstrip("/")
+    return "/" + absolute[len(source) :].lstrip("/")
 
 
 def add_json(parser: argparse._ActionsContainer) -> None:

@@ -11,6 +11,7 @@ from .arguments import add_json
 from .config import (
     Storage,
     check_database_name,
+    configured_storages,
     database_file,
     database_names,
     load_db,
@@ -107,6 +108,7 @@ def _checks(config_dir: str) -> Iterator[Callable[[], object]]:
             yield partial(_check_version, "pg_dump")
     for name in names:
         yield partial(_check_database, config_dir, name)
+    yield partial(_check_destinations, config_dir)
 
 
 def _miss(config_dir: str) -> None:
@@ -171,6 +173,16 @@ def _check_storage(path: str, storage: Storage | None) -> None:
         raise Error(Located(missing, path))
 
 
+def _check_destinations(config_dir: str) -> None:
+    """Raise Error if two backups have the same DESTINATION."""
+    files: dict[str, list[str]] = {}
+    for file, storage in configured_storages(config_dir, lambda error: None):  # which other checks report
+        files.setdefault(os.path.realpath(storage.dst), []).append(file)
+    shared = [f"several have the DESTINATION {dst}: {', '.join(of)}" for dst, of in files.items() if of[1:]]
+    if shared:
+        raise Error(*shared)
+
+
 def _check_source(work: workdir.Workdir) -> None:
     if not os.path.exists(work.source):
         raise Error(Located(f"the source does not exist: {work.source}", work.path))
@@ -180,6 +192,8 @@ def _check_fs_options(work: workdir.Workdir) -> None:
     options = load_fs(work.config_file)
     _check_hooks(work.config_file, options.hooks)
     _check_storage(work.config_file, options.storage)
+    if options.storage is not None and os.path.realpath(options.storage.dst) == os.path.realpath(work.source):
+        raise Error(Located("DESTINATION is the source itself", work.config_file))
     if options.type == "tar":
         packages.find(compressors.compressor(options.compression)[0])
 

@@ -46,6 +46,9 @@ _MEANT = {
     "snapshots": "list",
     "check": "verify",
     "forget": "prune",
+    "config-check": "check-config",
+    "help": "--help",
+    "version": "--version",
 }
 # What argparse takes for an argument although it begins with a dash.
 _NUMBER = re.compile(r"-\d+|-\d*\.\d+")

@@ -2,9 +2,10 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 from . import workdir
@@ -216,11 +217,24 @@ def database_names(config_dir: str) -> list[str | None]:
     return [None if name == GLOBAL else name for name in sorted(names)]
 
 
-def destinations(config_dir: str) -> list[str]:
-    """Return the destinations that are configured. Raises Error with all errors in a file."""
-    storages = [load_fs(work.config_file).storage for work in workdir.all_in(config_dir)]
-    storages += [load_db(config_dir, name).storage for name in database_names(config_dir)]
-    return [storage.dst for storage in storages if storage is not None]
+def configured_storages(config_dir: str, failed: Callable[[Error], object]) -> Iterator[tuple[str, Storage]]:
+    """Yield where backups are stored, after the configuration file that says so.
+
+    ``failed`` is called with all errors in a file.
+    """
+    loading: list[tuple[str, Callable[[], FsOptions | DbOptions]]] = []
+    for work in workdir.all_in(config_dir):
+        loading.append((work.config_file, partial(load_fs, work.config_file)))
+    for name in database_names(config_dir):
+        loading.append((name or GLOBAL, partial(load_db, config_dir, name)))
+    for file, load in loading:
+        try:
+            storage = load().storage
+        except Error as error:
+            failed(error)
+            continue
+        if storage is not None:
+            yield file, storage
 
 
 def _storage(values: Mapping[str, Any], path: str) -> Storage | None:

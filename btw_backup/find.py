@@ -1,6 +1,7 @@
 """``btw-backup find``: finds files by their names in every point."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -43,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
     with Destination.open(args.dst) as destination:
         source = binding.read(destination.directory)
         patterns = [from_source(pattern, source) for pattern in args.pattern]
+        if source is not None and "/" in patterns:  # the source itself: a directory, or a single file
+            patterns = [".", f"/{os.path.basename(source)}", *(one for one in patterns if one != "/")]
         matches = matcher(patterns, ignores_case=args.ignore_case)
         points = _between(destination.points(), args.since, args.until, datetime.now(UTC))
         with args.messages.progress("searching", len(points), " points") as advance:

@@ -119,6 +119,8 @@ def _is_wanted(wanted: Collection[bytes], path: str) -> bool:
 
 def _to_stdout(content: Content, members: Mapping[str, str], args: argparse.Namespace) -> _Restored:
     [(member, path)] = members.items()
+    if member == ".":
+        member = os.fsdecode(_source(content))
     with TemporaryDirectory(prefix="btw-backup-") as temporary, Directory.at(temporary) as top:
         missing = _unpack(content, top, [member], args.messages)
         if not missing:

@@ -156,7 +156,9 @@ def _policy(value: Any) -> Policy | None:
         raise ValueError(f"must be a dictionary such as {{'daily': 14}}, of the words {words}, not {value!r}")
     counts = {word: _count(count) for word, count in value.items() if word != "within"}
     policy = Policy(**counts, within=_span(value["within"]) if "within" in value else None)
-    return policy if policy.keeps_anything() else None
+    if value and not policy.keeps_anything():
+        raise ValueError(f"must keep something, such as {{'daily': 14}}, not {value!r}")
+    return policy if value else None
 
 
 class Option(NamedTuple):

@@ -70,6 +70,7 @@ def _jobs(config_dir: str, general: General) -> Iterator[_Job]:
 
 def _chosen(jobs: Sequence[_Job], names: Sequence[str]) -> list[_Job]:
     """Return those of the jobs that have one of the names, all if there are no names."""
+    names = [workdir.normalize(name) if name.startswith("/") else name for name in names]
     known = [name for job in jobs for name in job.names]
     for name in names:
         if name not in known:

@@ -72,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     now = datetime.now(UTC)
     stored, problem = _stored(args.config_dir, args.messages)
     limits = Limits(args.max_age, args.max_verify_age)
-    reports = [_report(dst, now, limits, stored) for dst in destinations(args).paths]
+    chosen = destinations(args)
+    reports = [_report(dst, now, limits, stored) for dst in chosen.paths]
     if problem:
         reports = [_unreached(report, problem) for report in reports]
     if args.json:
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         for report in reports:
             if report.state != State.OK or not args.quiet:
                 show(line(report, now, args.max_age))
-    state = worst([report.state for report in reports])
+    state = worst([State.UNKNOWN if chosen.status else State.OK, *(report.state for report in reports)])
     if args.prometheus is not None:
         try:
             replace(args.prometheus, exposition(reports).encode())

@@ -76,6 +76,8 @@ def _moments(at: str, now: datetime) -> tuple[datetime, datetime]:
                 if first > now:
                     raise Error(f"{at} is in the future")
                 return first, first + (period - timedelta(seconds=1))
+    if ":" in at:  # to pytimeparse, 12:20 is a span
+        raise Error(f"not a time: {at!r}: say the day, too, such as {format_moment(now)[:16]}")
     try:
         return (moment := now - parse_span(at)), moment
     except (ValueError, OverflowError):

@@ -167,11 +167,11 @@ def test_another_owner_shares_nothing(
 ) -> None:
     """The older chain stays its owner's, even if the run is killed."""
     configure(MAX_INCREMENTAL_COUNT=count)
-    for uid in (12345, 23456, 23456):
+    for uid in (12345, 23456, 23456, 0):
         fill(src / "many" / "070", uid)
-        assert small("fs", "-u", str(uid), src, dst) == DONE
+        assert small("fs", *(("-u", str(uid)) if uid else ()), src, dst) == DONE
         owners = [{path.lstat().st_uid for path in [chain, *chain.rglob("*")]} for chain in chains(dst)]
-        assert owners == ([{12345}, {23456}, {23456}] if count == 0 else [{uid}])[: len(owners)]
+        assert owners == ([{12345}, {23456}, {23456}, {0}] if count == 0 else [{uid}])[: len(owners)]
     assert small("verify", dst) == DONE
 
 

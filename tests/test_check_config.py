@@ -20,7 +20,7 @@ def test_all_is_well(btw: Btw, src: Path) -> None:
     assert btw("fs-init", "--type", "tar", src, "name").status == 0
     assert btw("check-config") == (0, "", "")
     assert btw("check-config", "--json") == (0, "[]\n", "")
-    assert btw("-v", "check-config").err == "btw_backup: 6 checks, 0 faults\n"
+    assert btw("-v", "check-config").err == "btw_backup: 7 checks, 0 faults\n"
 
 
 def test_every_fault_is_said_at_once(btw: Btw, config_dir: Path, src: Path) -> None:

@@ -66,6 +66,23 @@ def test_what_argparse_understands_is_no_mistake(btw: Btw, dst: Path, typed: str
     assert btw(*typed.format(dst).split()).status in (0, 1)
 
 
+def test_a_time_of_day_is_no_span(btw: Btw, initialised: Path, dst: Path) -> None:
+    assert btw("fs", initialised, dst).status == 0
+    result = btw("ls", "--at", "12:20", dst)
+    assert result.status == 1 and "not a time: '12:20': say the day, too, such as 20" in result.err
+
+
+def test_the_absolute_path_of_a_single_file(btw: Btw, src: Path, dst: Path, tmp_path: Path) -> None:
+    single = src / "file"
+    assert btw("fs-init", "--type", "rdiff", single, "name").status == 0
+    assert btw("fs", single, dst).status == 0
+    assert btw("ls", dst, single).out == "file\n"
+    assert btw("fs-restore", "--to-stdout", dst, single).out == "content\n"
+    assert btw("find", dst, single).out.splitlines()[1].endswith(" file")
+    assert btw("fs-restore", dst, tmp_path / "target", single).status == 0
+    assert (tmp_path / "target" / "file").read_text() == "content\n"
+
+
 def test_v_and_q_after_the_command(btw: Btw, src: Path, dst: Path) -> None:
     assert btw("fs-init", "--type", "rdiff", src, "name").status == 0
     assert last_line(btw("fs", "-v", src, dst)).startswith("btw_backup: full ")

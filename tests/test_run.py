@@ -164,6 +164,40 @@ def test_other_commands_take_all_that_are_configured(machine: Machine, btw: Btw)
     assert btw("prune", "--dry-run", "--keep-last", "1").out.count("keep ") == 2
 
 
+def test_a_file_with_errors_keeps_nobody_from_the_others(machine: Machine, btw: Btw) -> None:
+    assert btw("run") == DONE
+    machine.configure("etc", "KEEPS = {}")
+    for command, status in (("list", 1), ("status", 3), ("verify", 1)):
+        result = btw("-v", command)
+        assert result.status == status and "unknown option KEEPS" in result.err
+        assert machine.points("www")[0][:19] in result.out + result.err
+
+
+def test_a_destination_without_backups_stands_for_itself(machine: Machine, btw: Btw) -> None:
+    """Even if it holds other destinations: nothing was backed up to it."""
+    [config] = machine.config_dir.glob("etc.*/config.py")
+    config.write_text(f"TYPE = 'tar'\nDESTINATION = {str(machine.store)!r}\n")
+    assert btw("run", "www") == DONE
+    result = btw("status", "--max-age", "1h")
+    assert result.status == 2 and f"CRITICAL - {machine.store}: no backups yet" in result.out
+
+
+def test_two_backups_need_two_destinations(machine: Machine, btw: Btw) -> None:
+    [config] = machine.config_dir.glob("etc.*/config.py")
+    config.write_text(f"TYPE = 'tar'\nDESTINATION = {str(machine.store / 'www')!r}\n")
+    result = btw("check-config")
+    assert result.status == 1 and f"several have the DESTINATION {machine.store}/www: " in result.err
+    config.write_text(f"TYPE = 'tar'\nDESTINATION = {str(machine.sources[0])!r}\n")
+    result = btw("check-config")
+    assert result.status == 1 and "DESTINATION is the source itself" in result.err
+
+
+def test_a_keep_that_keeps_nothing_is_an_error(machine: Machine, btw: Btw) -> None:
+    machine.configure("www", "KEEP = {'last': 0}")
+    result = btw("run", "www")
+    assert result.status == 1 and "KEEP must keep something" in result.err
+
+
 @pytest.mark.parametrize("command", ["list", "status", "verify", "prune --keep-last 1", "sync"])
 def test_without_any_destination_the_command_line_is_wrong(btw: Btw, command: str) -> None:
     result = btw(*command.split())

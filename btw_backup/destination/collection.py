@@ -17,10 +17,12 @@ class Destinations(NamedTuple):
 
     A directory that holds no backups itself, but directories that are destinations, stands for these, in
     the order of their names. ``named``: there may be several, so the output says which one it is about.
+    ``status`` is an exit status: 0 unless there are more that could not be found out.
     """
 
     paths: tuple[str, ...]
     named: bool
+    status: int = 0
 
     @classmethod
     def of(cls, given: Sequence[str]) -> Self:
@@ -29,13 +31,19 @@ class Destinations(NamedTuple):
         paths = tuple(dict.fromkeys(path for one in once for path in _held(one)))
         return cls(paths, len(paths) > 1 or paths != once)
 
+    @classmethod
+    def configured(cls, paths: Sequence[str], status: int) -> Self:
+        """Those that a configuration names, each itself."""
+        once = tuple(dict.fromkeys(paths))
+        return cls(once, len(once) > 1, status)
+
     def each(self, messages: Messages, act: Callable[[str, Messages], int], *, headings: bool = False) -> int:
         """Have ``act`` work on each, with messages that name it. Returns the worst exit status.
 
         An Error ends the work on one destination, not on the others. ``headings``: what ``act`` prints
         on standard output follows the path and a colon, as in ``ls``, if they are named.
         """
-        statuses = []
+        statuses = [self.status]
         for number, path in enumerate(self.paths):
             if headings and self.named:
                 print("\n" * (number > 0), end="")

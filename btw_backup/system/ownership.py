@@ -15,8 +15,9 @@ class Owner(NamedTuple):
     gid: int = -1
 
     def owns(self, found: os.stat_result) -> bool:
-        """Whether giving this owner a file of that status would change nothing."""
-        return self.uid in (-1, found.st_uid) and self.gid in (-1, found.st_gid)
+        """Whether a file of that status belongs to the user that a new one would belong to."""
+        uid = os.geteuid() if self.uid == -1 else self.uid
+        return found.st_uid == uid and self.gid in (-1, found.st_gid)
 
 
 UNCHANGED = Owner()
