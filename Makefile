@@ -1,8 +1,8 @@
 # Every target installs what is missing: Debian packages, and the rest into .venv.
 
 PYTHON ?= python3
-# Tests often wait for other programs: run one more than there are cores.
-WORKERS ?= $(shell expr $$(nproc) + 1)
+# Tests often wait for other programs: run two more than there are cores.
+WORKERS ?= $(shell expr $$(nproc) + 2)
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' btw_backup/__init__.py)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
@@ -20,7 +20,7 @@ demo: packages .venv/runtime
 	PATH="$(CURDIR)/.venv/bin:$$PATH" tests/demo.sh
 
 test: test-packages .venv/development
-	.venv/bin/pytest -n $(WORKERS) $(TESTS)
+	.venv/bin/pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
 # Lists the lines that no test runs, counting processes that tests start. See also build/coverage/html.
 coverage: test-packages .venv/coverage

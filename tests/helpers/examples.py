@@ -48,7 +48,7 @@ done
 for place in /mnt /root /srv /var/backups; do
     mkdir -p "$top$place"; mount --bind "$top$place" "$place"
 done
-cp -a /etc "$top"; mount --bind "$top/etc" /etc
+cp -a /etc "$top" || true; mount --bind "$top/etc" /etc
 number=0
 for kept; do
     number=$((number + 1))
