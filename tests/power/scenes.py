@@ -34,7 +34,7 @@ class FirstInitScene(InitScene):
 
 @dataclass
 class OtherOwnerScene(FsScene):
-    """``fs`` gives the files that chains share to another owner."""
+    """``fs`` with another owner than the chain before has."""
 
     def arguments(self, case: Case) -> list[str]:
         owner = "1" if case is self.base else str(OWNER)
