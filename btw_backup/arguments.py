@@ -48,17 +48,22 @@ def destinations(args: argparse.Namespace) -> Destinations:
     """
     if args.dst:
         return Destinations.of(args.dst)
-    from .config import configured_storages  # whoever names them does not wait for it
+    from .config import configured  # whoever names them does not wait for it
 
     found: list[str] = []
-    errors: list[Error] = []
-    for _, storage in configured_storages(args.config_dir, errors.append):
-        found.append(storage.dst)
-    for error in errors:
-        args.messages.report(error)
-    if not found and not errors:
+    status = 0
+    for backup in configured(args.config_dir):
+        try:
+            storage = backup.load().storage
+        except Error as error:
+            args.messages.report(error)
+            status = FAILED
+            continue
+        if storage is not None:
+            found.append(storage.dst)
+    if not found and not status:
         args.parser.error("the following arguments are required: dst (no DESTINATION is configured)")
-    return Destinations.configured(found, FAILED if errors else 0)
+    return Destinations.configured(found, status)
 
 
 def add_at(parser: argparse._ActionsContainer, which: str = "point", listed_by: str = "list") -> None:

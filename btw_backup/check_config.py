@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from . import workdir
 from .arguments import add_json
 from .config import (
+    GLOBAL,
     Storage,
     check_database_name,
-    configured_storages,
     database_file,
     database_names,
     load_db,
@@ -27,6 +27,9 @@ from .system import confinement
 
 _POSTGRES = ("pg_dump", "pg_dumpall", "pg_restore", "psql")
 _ERROR, _WARNING = "error", "warning"
+
+# What backs up to each DESTINATION: configuration files, or names of databases.
+_Destinations = dict[str, list[str]]
 
 EXAMPLE = "btw-backup check-config"
 STATUSES = {"0": "nothing is wrong, although there may be warnings", "1": "something is wrong"}
@@ -96,19 +99,20 @@ def _checks(config_dir: str) -> Iterator[Callable[[], object]]:
         yield partial(_check_version, program)
     yield partial(_check_general, config_dir)
     yield partial(_check_offsite, config_dir)
+    destinations: _Destinations = {}
     for path in workdir.broken_in(config_dir):
         yield partial(_report_broken, path)
     for work in workdir.all_in(config_dir):
         yield partial(_check_source, work)
-        yield partial(_check_fs_options, work)
+        yield partial(_check_fs_options, work, destinations)
     names = database_names(config_dir)
     if names:
         yield from (partial(packages.find, program) for program in _POSTGRES)
         if packages.available("pg_dump"):
             yield partial(_check_version, "pg_dump")
     for name in names:
-        yield partial(_check_database, config_dir, name)
-    yield partial(_check_destinations, config_dir)
+        yield partial(_check_database, config_dir, name, destinations)
+    yield partial(_check_shared, destinations)
 
 
 def _miss(config_dir: str) -> None:
@@ -173,12 +177,16 @@ def _check_storage(path: str, storage: Storage | None) -> None:
         raise Error(Located(missing, path))
 
 
-def _check_destinations(config_dir: str) -> None:
-    """Raise Error if two backups have the same DESTINATION."""
-    files: dict[str, list[str]] = {}
-    for file, storage in configured_storages(config_dir, lambda error: None):  # which other checks report
-        files.setdefault(os.path.realpath(storage.dst), []).append(file)
-    shared = [f"several have the DESTINATION {dst}: {', '.join(of)}" for dst, of in files.items() if of[1:]]
+def _note(storage: Storage | None, what: str, destinations: _Destinations) -> None:
+    if storage is not None:
+        destinations.setdefault(os.path.realpath(storage.dst), []).append(what)
+
+
+def _check_shared(destinations: _Destinations) -> None:
+    """Raise Error if two backups have the same DESTINATION. The other checks have noted them."""
+    shared = [
+        f"several have the DESTINATION {dst}: {', '.join(of)}" for dst, of in destinations.items() if of[1:]
+    ]
     if shared:
         raise Error(*shared)
 
@@ -188,8 +196,9 @@ def _check_source(work: workdir.Workdir) -> None:
         raise Error(Located(f"the source does not exist: {work.source}", work.path))
 
 
-def _check_fs_options(work: workdir.Workdir) -> None:
+def _check_fs_options(work: workdir.Workdir, destinations: _Destinations) -> None:
     options = load_fs(work.config_file)
+    _note(options.storage, work.config_file, destinations)
     _check_hooks(work.config_file, options.hooks)
     _check_storage(work.config_file, options.storage)
     if options.storage is not None and os.path.realpath(options.storage.dst) == os.path.realpath(work.source):
@@ -198,10 +207,11 @@ def _check_fs_options(work: workdir.Workdir) -> None:
         packages.find(compressors.compressor(options.compression)[0])
 
 
-def _check_database(config_dir: str, name: str | None) -> None:
+def _check_database(config_dir: str, name: str | None, destinations: _Destinations) -> None:
     if name is not None:
         check_database_name(name)
     options = load_db(config_dir, name)
+    _note(options.storage, name or GLOBAL, destinations)
     server = options.server
     _check_hooks(database_file(config_dir, name), options.hooks)
     _check_storage(database_file(config_dir, name), options.storage)

@@ -123,7 +123,7 @@ def _offsite(values: Mapping[str, Any], path: str) -> Offsite | None:
 
 
 def _below(config_file: str, path: str) -> str:
-    """Return a path that may be relative to the configuration directory."""
+    """Return a path that may be relative to the directory of a configuration file."""
     return os.path.join(os.path.dirname(config_file), os.path.expanduser(path))
 
 
@@ -151,7 +151,7 @@ def _patterns_in(name: str | None, config: str) -> tuple[str, ...]:
     """The patterns in a file, named relative to a ``config.py``. Raises Error with all errors in it."""
     if name is None:
         return ()
-    path = os.path.join(os.path.dirname(config), os.path.expanduser(name))
+    path = _below(config, name)
     text = read_trusted(path)
     if text is None:
         raise Error(f"{config}: EXCLUDE_FROM: there is no file {path}")
@@ -217,24 +217,26 @@ def database_names(config_dir: str) -> list[str | None]:
     return [None if name == GLOBAL else name for name in sorted(names)]
 
 
-def configured_storages(config_dir: str, failed: Callable[[Error], object]) -> Iterator[tuple[str, Storage]]:
-    """Yield where backups are stored, after the configuration file that says so.
+class Configured(NamedTuple):
+    """A backup that has a configuration file: of the source of ``work``, of a database, or of the globals.
 
-    ``failed`` is called with all errors in a file.
+    ``names`` are what it may be called; ``load`` returns its options, and raises Error with all errors.
     """
-    loading: list[tuple[str, Callable[[], FsOptions | DbOptions]]] = []
+
+    names: tuple[str, ...]
+    work: workdir.Workdir | None
+    database: str | None
+    load: Callable[[], FsOptions | DbOptions]
+
+
+def configured(config_dir: str, general: General = NOTHING_GENERAL) -> Iterator[Configured]:
+    """Yield every backup that has a configuration file, that of a filesystem first."""
     for work in workdir.all_in(config_dir):
-        loading.append((work.config_file, partial(load_fs, work.config_file)))
-    for name in database_names(config_dir):
-        loading.append((name or GLOBAL, partial(load_db, config_dir, name)))
-    for file, load in loading:
-        try:
-            storage = load().storage
-        except Error as error:
-            failed(error)
-            continue
-        if storage is not None:
-            yield file, storage
+        name = os.path.basename(work.path).rpartition(".")[0]
+        yield Configured((work.source, name), work, None, partial(load_fs, work.config_file, general))
+    for database in database_names(config_dir):
+        load = partial(load_db, config_dir, database, general)
+        yield Configured((database or GLOBAL,), None, database, load)
 
 
 def _storage(values: Mapping[str, Any], path: str) -> Storage | None:
