@@ -66,7 +66,7 @@ class _Parser(argparse.ArgumentParser):
             if not arg.startswith("-") or arg == "-" or " " in arg or _NUMBER.fullmatch(arg):
                 continue
             name = arg.partition("=")[0] if arg.startswith("--") else arg[:2]
-            if not any(option == name or option.startswith(name) and name != "-" for option in known):
+            if not any(option.startswith(name) for option in known):
                 self.error(f"unknown option {name}{suggestion(name, known)}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

@@ -15,7 +15,6 @@ from .destination.writer import working_on
 from .errors import FAILED, INCOMPLETE
 from .messages import Messages
 from .offsite import automatic
-from .preview import show_preview
 from .source import examine_source
 from .storing import store_source
 
@@ -47,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     general = load_general(args.config_dir)
     options = load_fs(work.config_file, general)
     if args.dry_run:
+        from .preview import show_preview  # a backup does not wait for it
+
         return show_preview(work, args.dst, options, args.messages)
     storage = Storage(args.dst, args.owner, wait=args.wait, adopt=args.adopt)
     return back_up(work, options, storage, general.offsite, args.messages)

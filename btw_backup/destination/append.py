@@ -189,12 +189,13 @@ class NewPoint:
         if self._copied is None:
             self._stage_kept(kept)
             changed, kept = [*changed, *kept], {}
-        with self._progress("storing", self._staged(changed)) as advance:
+        staged = sum(self._stage.status(each).st_size for each in changed)
+        with self._progress("storing", staged) as advance:
             working.add(changed, kept, advance)
         before = working.linked.size - sum(working.mirrors.values())
         if self.is_full and self._copied is not None:
             working.remove_older(destination.scratch, name)
-        with self._progress("syncing", self._staged(changed)) as advance:
+        with self._progress("syncing", staged) as advance:
             finished = finish_tree(working.directory, *destination.owner, working.linked.inodes, advance)
         if self.is_full:
             destination.scratch.publish(name, destination.directory)
@@ -205,10 +206,6 @@ class NewPoint:
             _replace(destination, name)
         destination.directory.sync()
         return Stored("incremental", self._at, added)
-
-    def _staged(self, names: Collection[str]) -> int:
-        """The size of files in the stage, in bytes."""
-        return sum(self._stage.status(name).st_size for name in names)
 
     def _stage_kept(self, kept: Mapping[str, str]) -> None:
         """Stage files of the newest point, instead of what may stand in for them."""
