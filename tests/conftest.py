@@ -105,6 +105,15 @@ def land() -> Iterator[Land]:
 
 
 @pytest.fixture
+def user() -> Iterator[Path]:
+    """A directory of nobody's."""
+    top = Path(tempfile.mkdtemp(prefix="btw-user-"))
+    os.chown(top, 65534, 65534)
+    yield top
+    subprocess.run(["rm", "-rf", top], check=True)
+
+
+@pytest.fixture
 def initialised(btw: Btw, src: Path) -> Path:
     """Initialise a working directory of type rdiff. Returns its source."""
     assert btw("fs-init", "--type", "rdiff", src, "name").status == 0

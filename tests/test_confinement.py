@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -416,15 +415,6 @@ def test_where_it_cannot_be_had_programs_run_without(btw: Btw, src: Path, dst: P
 def test_a_failing_program_is_not_tried_again(land: Land) -> None:
     assert land.run("echo once >>tries; exit 1").status == 1
     assert (land.inside / "tries").read_text() == "once\n"
-
-
-@pytest.fixture
-def user() -> Iterator[Path]:
-    """A directory of nobody's."""
-    top = Path(tempfile.mkdtemp(prefix="btw-user-"))
-    os.chown(top, 65534, 65534)
-    yield top
-    subprocess.run(["rm", "-rf", top], check=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root and another user")

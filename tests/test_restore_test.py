@@ -7,8 +7,6 @@ import signal
 import stat
 import subprocess
 import sysconfig
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -138,15 +136,6 @@ def test_a_signal_removes_the_scratch_directory(
     assert ended(run) == (128 + signum, "")
     assert os.listdir(temporary) == []
     assert not (dst / ".btw-backup" / "verified").exists()
-
-
-@pytest.fixture
-def user() -> Iterator[Path]:
-    """A directory of nobody's."""
-    top = Path(tempfile.mkdtemp(prefix="btw-user-"))
-    os.chown(top, 65534, 65534)
-    yield top
-    subprocess.run(["rm", "-rf", top], check=True)
 
 
 @as_root
