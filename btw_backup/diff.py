@@ -14,10 +14,10 @@ from .destination.comparison import differences
 from .destination.contents import Content
 from .destination.reader import Destination
 from .errors import Error, Usage
-from .live import against
 from .messages import show, show_json, size
 from .programs.tar import Source
-from .source import source_at
+from .source.examination import source_at
+from .source.live import against
 
 EXAMPLE = "btw-backup diff /var/backups/etc 3d"
 STATUSES = {"0": "done, whether or not anything differs"}

@@ -15,8 +15,8 @@ from .destination.writer import working_on
 from .errors import FAILED, INCOMPLETE
 from .messages import Messages
 from .offsite import automatic
-from .source import examine_source
-from .storing import store_source
+from .source.examination import examine_source
+from .source.storing import store_source
 
 EXAMPLE = "btw-backup fs -u backup: /etc /var/backups/etc"
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     general = load_general(args.config_dir)
     options = load_fs(work.config_file, general)
     if args.dry_run:
-        from .preview import show_preview  # a backup does not wait for it
+        from .source.preview import show_preview  # a backup does not wait for it
 
         return show_preview(work, args.dst, options, args.messages)
     storage = Storage(args.dst, args.owner, wait=args.wait, adopt=args.adopt)

@@ -12,14 +12,14 @@ from .archive.differences import NEW, Difference
 from .config import load_db
 from .destination.contents import Content
 from .errors import Error, Undecided, prefixing_errors, uninterrupted
-from .live import against
 from .messages import Messages, size
 from .programs import postgres
 from .programs.server import Server
 from .programs.tar import Aspect, Source, unpacking
+from .source.live import against
+from .source.walk import Tree, walk
 from .system.directories import Directory
 from .system.room import NoRoom, room_on
-from .walk import Tree, walk
 
 _TREE = "tree"
 # How many differences are named.

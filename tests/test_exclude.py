@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from btw_backup.archive.names import member_of
 from btw_backup.programs.tar import Source, tar_command
-from btw_backup.walk import Tree, leaves_out, walk
+from btw_backup.source.walk import Tree, leaves_out, walk
 
 from .helpers.destinations import joined, listed
 from .helpers.running import Btw, Gate, Result, Start, ended, give_up_root_s_override, replacing
@@ -333,7 +333,7 @@ def test_an_incremental_is_what_tar_would_write(config_dir: Path, tmp_path: Path
     for number in range(200):
         put(src / f"{number // 20:02}" / f"{number:03}", f"{number}\n" * 200)
     put(src / "03" / "large", "x" * 5000)
-    btw = replacing(config_dir, {**REPLACED, "fingerprint._MEMBERS": "4"})
+    btw = replacing(config_dir, {**REPLACED, "source.fingerprint._MEMBERS": "4"})
     assert btw("fs-init", "--type", "rdiff", src, "it").status == 0
     [config] = config_dir.glob("*/config.py")
     config.write_text(

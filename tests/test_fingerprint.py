@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from btw_backup import fingerprint
 from btw_backup.archive.names import order_of
 from btw_backup.destination.record import Stretch
 from btw_backup.programs.tar import Source
+from btw_backup.source import fingerprint
 
 
 def take(

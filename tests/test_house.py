@@ -15,10 +15,8 @@ FLOORS = [
     {"cli"},
     COMMANDS,
     {"arguments", "entries", "monitoring", "offsite", "patterns", "restore_test"},
-    {
-        *("config", "options", "hooks", "workdir", "source"),
-        *("walk", "exclusion", "fingerprint", "ranges", "live", "storing", "preview"),
-    },
+    {"source"},
+    {"config", "options", "hooks", "workdir"},
     {"destination"},
     {"archive"},
     {"programs"},

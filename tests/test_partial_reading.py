@@ -56,7 +56,7 @@ def setup(config_dir: Path, tmp_path: Path, dst: Path) -> Iterator[Setup]:
         path = src / f"{number // 20:02}" / f"{number:03}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(random.randbytes(1000))
-    btw = replacing(config_dir, {**REPLACED, "fingerprint._MEMBERS": "4"})
+    btw = replacing(config_dir, {**REPLACED, "source.fingerprint._MEMBERS": "4"})
     assert btw("fs-init", "--type", "rdiff", src, "it").status == 0
     [config] = config_dir.glob("*/config.py")
     wrapped = tmp_path / "bin"
@@ -168,7 +168,7 @@ def between_walk_and_reading(setup: Setup, tmp_path: Path) -> Iterator[None]:
 
 def replaced_command(setup: Setup) -> list[str]:
     config = str(setup.config.parent.parent)
-    return [*command({**REPLACED, "fingerprint._MEMBERS": "4"}), "--config-dir", config]
+    return [*command({**REPLACED, "source.fingerprint._MEMBERS": "4"}), "--config-dir", config]
 
 
 @pytest.mark.parametrize("kind", ["link", "file"])

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from btw_backup import fingerprint
 from btw_backup.destination.record import Stretch
 from btw_backup.programs.tar import Source, leaving_out_large, tar_command, tar_command_for_names
-from btw_backup.ranges import ranges_of
-from btw_backup.walk import with_large
+from btw_backup.source import fingerprint
+from btw_backup.source.ranges import ranges_of
+from btw_backup.source.walk import with_large
 
 from .helpers.archives import CHANGES, Change, Store, apply, write
 from .helpers.small_parts import SMALL

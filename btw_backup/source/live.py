@@ -6,14 +6,14 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from typing import NamedTuple, Self
 
-from .archive.differences import ATTRIBUTES, CONTENT, GONE, NEW, TYPE, Difference, pairs
-from .archive.headers import DIRECTORY, HARD_LINK
-from .archive.names import member_of, shown
-from .destination.contents import Content
-from .errors import prefixing_errors
-from .messages import Progress
-from .programs.tar import Aspect, Source, comparing
-from .system.directories import Directory
+from ..archive.differences import ATTRIBUTES, CONTENT, GONE, NEW, TYPE, Difference, pairs
+from ..archive.headers import DIRECTORY, HARD_LINK
+from ..archive.names import member_of, shown
+from ..destination.contents import Content
+from ..errors import prefixing_errors
+from ..messages import Progress
+from ..programs.tar import Aspect, Source, comparing
+from ..system.directories import Directory
 from .walk import Tree, leaves_out, walk, with_large
 
 

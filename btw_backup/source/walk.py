@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from .archive.names import member_of, order_of, path_of
+from ..archive.names import member_of, order_of, path_of
+from ..programs.tar import Source, is_odd
+from ..system.files import closed_at_end
 from .exclusion import Patterns
-from .programs.tar import Source, is_odd
-from .system.files import closed_at_end
 
 CACHE_TAG = b"CACHEDIR.TAG"
 # https://bford.info/cachedir/

@@ -5,25 +5,26 @@ from contextlib import ExitStack, suppress
 from datetime import datetime
 from typing import NamedTuple
 
-from . import fingerprint, workdir
-from .archive import parts
-from .archive.division import compare, compare_some
-from .archive.parts import Made, Part
-from .archive.stream import Archive, archiving, changed_blocks
-from .config import FsOptions
-from .destination.append import NewPoint, NewTarball, Stored, Uncompared
-from .destination.catalog import ENDING_OF, Backup
-from .destination.newest import NewestArchive, newest_archive
-from .destination.record import NOTHING_KNOWN, Record, Stretch
-from .destination.writer import LockedDestination
-from .errors import Error
-from .messages import Messages
-from .programs import compressors, versions
-from .programs.process import Result
-from .programs.tar import Source
+from .. import workdir
+from ..archive import parts
+from ..archive.division import compare, compare_some
+from ..archive.parts import Made, Part
+from ..archive.stream import Archive, archiving, changed_blocks
+from ..config import FsOptions
+from ..destination.append import NewPoint, NewTarball, Stored, Uncompared
+from ..destination.catalog import ENDING_OF, Backup
+from ..destination.newest import NewestArchive, newest_archive
+from ..destination.record import NOTHING_KNOWN, Record, Stretch
+from ..destination.writer import LockedDestination
+from ..errors import Error
+from ..messages import Messages
+from ..programs import compressors, versions
+from ..programs.process import Result
+from ..programs.tar import Source
+from ..system.directories import Directory
+from ..times import format_moment
+from . import fingerprint
 from .ranges import Range, Ranges, ranges_of
-from .system.directories import Directory
-from .times import format_moment
 from .walk import with_large
 
 

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
-from .archive.names import member_of, order_of
-from .archive.parts import Part
-from .archive.stream import Named
+from ..archive.names import member_of, order_of
+from ..archive.parts import Part
+from ..archive.stream import Named
+from ..programs.tar import Source
+from ..system import calls
+from ..system.files import closed_at_end
+from ..system.trust import opened_as_resolved
 from .exclusion import Patterns
-from .programs.tar import Source
-from .system import calls
-from .system.files import closed_at_end
-from .system.trust import opened_as_resolved
 from .walk import Tree, walk
 
 # tar can't open a longer path by its name (PATH_MAX).

@@ -7,16 +7,16 @@ from contextlib import suppress
 from errno import EACCES
 from heapq import nlargest
 
-from .archive.names import member_of, order_of, path_of
-from .config import FsOptions
-from .destination.reader import open_directory
-from .errors import INCOMPLETE
+from ..archive.names import member_of, order_of, path_of
+from ..config import FsOptions
+from ..destination.reader import open_directory
+from ..errors import INCOMPLETE
+from ..messages import Messages, show, size
+from ..programs.tar import TAG, Source
+from ..workdir import Workdir
+from .examination import examine_source
 from .exclusion import Patterns
-from .messages import Messages, show, size
-from .programs.tar import TAG, Source
-from .source import examine_source
 from .walk import CACHE_TAG, Entry, Tree, walk, with_large
-from .workdir import Workdir
 
 _MOST_DIRECTORIES = 10
 # A directory is not listed if more of its bytes than this are in one directory in it.

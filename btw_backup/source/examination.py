@@ -4,11 +4,11 @@ import os
 import stat
 from collections.abc import Sequence
 
-from .config import FsOptions
-from .errors import Error, prefixing_errors
-from .programs.tar import TAG, Source
-from .system.trust import resolve
-from .workdir import Workdir, record_real, recorded_real
+from ..config import FsOptions
+from ..errors import Error, prefixing_errors
+from ..programs.tar import TAG, Source
+from ..system.trust import resolve
+from ..workdir import Workdir, record_real, recorded_real
 
 
 def examine_source(work: Workdir, own: Sequence[str], options: FsOptions, *, records: bool = True) -> Source:

@@ -14,11 +14,11 @@ from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
+from ..destination.record import Stretch
+from ..programs.tar import Source, tar_command
+from ..system import calls, children
+from ..system.trust import opened_as_resolved
 from . import walk
-from .destination.record import Stretch
-from .programs.tar import Source, tar_command
-from .system import calls, children
-from .system.trust import opened_as_resolved
 from .walk import Tree
 
 # A change within the tick of the clock that a walk has seen gets the same timestamp, in ns.

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from .system import calls
+from ..system import calls
 
 _SLASH = ord("/")
 _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
