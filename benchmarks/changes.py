@@ -165,17 +165,18 @@ def _watched(directory: Path, run: Callable[[], object]) -> int:
 
 
 def sharing(bench: Bench) -> Iterator[Row]:
-    """A full backup that shares, beside an incremental."""
+    """A full backup that shares, beside an incremental, and one that has to read everything, too."""
     place, tree = bench.place("sharing"), bench.trees["A"]
     change = one_file(tree)
-    incremental, full = (
-        Ours(place / "incremental", tree, "rdiff"),
-        Ours(place / "full", tree, "rdiff", None, _SHARING),
+    full, incremental, reading = (
+        Ours(place / name, tree, "rdiff", None, options)
+        for name, options in (("full", _SHARING), ("incremental", ""), ("reading", "QUICK_CHECK = False\n"))
     )
-    for ours in (incremental, full):
+    for ours in (full, incremental, reading):
         ours.backup().run()
-    mine, theirs = bench.in_turn(full.backup(change), incremental.backup(change))
-    yield compared("full that shares, A, one file changed / incremental", mine, theirs, 1.5)
+    mine, *theirs = bench.in_turn(*(ours.backup(change) for ours in (full, incremental, reading)))
+    for name, measured in zip(("incremental", "incremental that reads everything"), theirs, strict=True):
+        yield compared(f"full that shares, A, one file changed / {name}", mine, measured, 1.5)
     before, known = (
         size(full.dst),
         {inode for chain in full.dst.glob("2*") for _, inode in _files(chain).values()},

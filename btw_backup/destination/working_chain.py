@@ -19,6 +19,7 @@ from .chain import Unusable
 from .metadata import Metadata
 
 _NOTHING_LINKED = Linked(set(), 0)
+Advance = Callable[[int], None]
 
 
 class WorkingChain:
@@ -47,7 +48,7 @@ class WorkingChain:
         self._stage = stage
         self._time = time
 
-    def add(self, changed: Collection[str], kept: Collection[str], advance: Callable[[int], None]) -> None:
+    def add(self, changed: Collection[str], kept: Collection[str], advance: Advance) -> None:
         """Have rdiff-backup add the staged files that have ``changed`` to those that are ``kept``.
 
         ``advance`` is called with the size of each that it has stored, in bytes. Raises Unusable unless it
@@ -57,7 +58,9 @@ class WorkingChain:
         moment = (self._time.timestamp(), self._time.timestamp())
         for name in changed:  # no earlier point has this mtime
             os.utime(name, moment, dir_fd=self._stage.fileno(), follow_symlinks=False)
-        _check(self._back_up(self._teller(changed, advance)))
+        arriving = _Arriving(self._stage, self.directory, changed, int(moment[0]), advance)
+        _check(self._back_up(arriving.look))
+        arriving.look()
         failure = Unusable("rdiff-backup exited with code: 0, but did not store the new point")
         with self.directory.open(chain.DATA) as data:
             if not self._has_points(data, [*map(chain.moment, self._older), self._time]):
@@ -68,26 +71,11 @@ class WorkingChain:
                 raise failure
             if any(not os.path.samestat(self.directory.status(name), before[name]) for name in kept):
                 raise failure
-            for name in changed:
-                with self._stage.file(name) as staged, self.directory.file(name) as mirror:
-                    if not same_content(staged, mirror):
-                        raise failure
+            if not arriving.are_the_same():
+                raise failure
             gone = self.mirrors.keys() - {*kept}
             if self._older and not self._holds_versions(data, gone, self._older[-1]):
                 raise failure
-
-    def _teller(self, names: Collection[str], advance: Callable[[int], None]) -> Callable[[], None]:
-        """Return what is to be called now and then, and tells ``advance`` of files that have been stored."""
-        waiting = sorted(names, reverse=True)  # they are stored in this order, from its end
-        moment = int(self._time.timestamp())
-
-        def tell() -> None:
-            with suppress(FileNotFoundError):
-                while waiting and int((found := self.directory.status(waiting[-1])).st_mtime) == moment:
-                    advance(found.st_size)
-                    waiting.pop()
-
-        return tell
 
     def remove_older(self, private: Directory, name: str) -> None:
         """Have rdiff-backup remove all points but the new one. Raises Unusable unless it really did."""
@@ -136,6 +124,48 @@ class WorkingChain:
                 except Error as error:
                     raise Unusable(*error.lines, stderr=error.stderr) from error
         return True
+
+
+class _Arriving:
+    """Files that rdiff-backup is to store, each compared with the staged one as soon as it is there.
+
+    Meanwhile rdiff-backup stores the next. Each is also written to the disk: ``finish_tree`` would have to
+    wait for all of them.
+    """
+
+    def __init__(
+        self, stage: Directory, directory: Directory, names: Collection[str], mtime: int, advance: Advance
+    ) -> None:
+        self._stage = stage
+        self._directory = directory
+        self._names = names
+        self._mtime = mtime
+        self._advance = advance
+        self._waiting = sorted(names, reverse=True)  # they are stored in this order, from its end
+        self._same: dict[str, tuple[int, ...]] = {}
+
+    def look(self) -> None:
+        """Look at those that have been stored since the last time."""
+        with suppress(FileNotFoundError):
+            while self._waiting and int(self._directory.status(self._waiting[-1]).st_mtime) == self._mtime:
+                name = self._waiting.pop()
+                self._is_same(name)
+                with self._directory.file(name) as mirror:
+                    os.fsync(mirror)
+                    self._advance(os.fstat(mirror).st_size)
+
+    def are_the_same(self) -> bool:
+        """Whether all of them, when rdiff-backup has ended, are what was staged."""
+        return all(map(self._is_same, self._names))
+
+    def _is_same(self, name: str) -> bool:
+        """Whether one is what was staged. It is read once if nothing touches it any more."""
+        with self._stage.file(name) as staged, self._directory.file(name) as mirror:
+            found = os.fstat(mirror)
+            version = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+            if self._same.get(name) != version and same_content(staged, mirror):
+                self._same[name] = version
+            return self._same.get(name) == version
 
 
 def _check(result: process.Result) -> None:
