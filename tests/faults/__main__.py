@@ -1,6 +1,7 @@
 """The command line: try the faults, and count the points that they cost."""
 
 import argparse
+import compileall
 import os
 import random
 import sys
@@ -11,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..helpers import postgres_servers
-from .case import LOST, one_line
+from ..helpers.running import end_server
+from .case import LOST, ROOT, one_line
 from .faults import Fault
 from .scenes import SCENES, Scene
 from .trying import attempt, faults_of, heed_signals, prepared
@@ -57,6 +59,7 @@ def main() -> int:
     names = [name for name in SCENES if name in args.only] or list(SCENES)
     only = [kind for kind in kinds if kind in args.only] or kinds
     heed_signals()
+    compileall.compile_dir(ROOT / "btw_backup", quiet=1)  # the runs write no bytecode, and would not find any
     total, failures = 0, []
     server = None
     with tempfile.TemporaryDirectory(prefix="btw-faults-") as top:
@@ -76,6 +79,7 @@ def main() -> int:
                 total += tried.total()
                 failures += wrong
         finally:
+            end_server()
             if server is not None:
                 server.stop()
     for failure in failures:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
-from ..helpers.running import break_bubblewrap, command
+from ..helpers.running import break_bubblewrap, command, run_to_end
 
 if TYPE_CHECKING:
     from .scenes import Scene
@@ -51,10 +51,13 @@ class Case:
 
     @property
     def environment(self) -> dict[str, str]:
+        python = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "LANG": "C.UTF-8"}
+        return {**self._variables, **python}
+
+    @property
+    def _variables(self) -> dict[str, str]:
         path = f"{self.fakes}:{self.scene.path}"
-        ours = {"PATH": path, "HOME": self.top, "TMPDIR": self.temporary, "TZ": "UTC", "LANG": "C.UTF-8"}
-        python = {"PYTHONPATH": ROOT, "PYTHONDONTWRITEBYTECODE": "1"}
-        return {name: str(value) for name, value in {**ours, **python}.items()}
+        return {"PATH": path, "HOME": str(self.top), "TMPDIR": str(self.temporary), "TZ": "UTC"}
 
     def command(self, *args: str | Path) -> list[str]:
         return [*command(self.scene.replaced), "--config-dir", *map(str, (self.config, *args))]
@@ -119,16 +122,10 @@ class Case:
 
     def list(self) -> tuple[str, ...]:
         """Return the lines that ``list`` prints. Raises Broken if it fails."""
-        done = subprocess.run(
-            self.command("list", self.dst),
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            env=self.environment,
-        )
-        if done.returncode or done.stderr:
-            raise Broken(f"{LOST}list exited with {done.returncode}: {done.stderr}")
-        return tuple(done.stdout.splitlines())
+        done = run_to_end(["--config-dir", self.config, "list", self.dst], env=self._variables)
+        if done.status or done.err:
+            raise Broken(f"{LOST}list exited with {done.status}: {done.err}")
+        return tuple(done.out.splitlines())
 
     def fake(self, program: str, script: str) -> None:
         """Put a shell script first in PATH, under a program's name; ``$real`` is the real program."""
