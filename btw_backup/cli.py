@@ -1,6 +1,7 @@
 """The command line: the parser, and how errors and signals become exit statuses."""
 
 import argparse
+import gc
 import importlib
 import os
 import re
@@ -155,6 +156,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "btw-backup") -> int:
         args.config_dir = os.path.abspath(os.path.expanduser(args.config_dir))
         status: int = args.run(args)
         sys.stdout.flush()
+        gc.freeze()  # otherwise Python looks through all objects before it ends: 15 ms
     except Terminated as end:
         return 128 + end.signum
     except BrokenPipeError:  # our standard output, as in `list DST | head -1`

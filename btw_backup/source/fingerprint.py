@@ -28,8 +28,8 @@ _TICK = 2 * 10**9
 _WRITEBACK = 60 * 10**9
 
 # A stretch ends after so many members, or with so many bytes of data. The digests depend on both.
-_MEMBERS = 1000
-_BYTES = 4 << 20
+_MEMBERS = 250
+_BYTES = 1 << 20
 _GROWN = 4
 # A walk of so many stretches is shared by so many processes.
 _SHARED = 8
