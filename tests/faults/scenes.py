@@ -155,6 +155,7 @@ class Scene:
         self.check_left_over(case, "the next run")
         if self.check_points(case) != self.adds:
             raise Broken(f"{LOST}the next run exits with 0 but the new point is missing")
+        case.verify()
         self.check_after(case)
 
     def check_after(self, case: Case) -> None:
