@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from btw_backup import cli, ls  # noqa: F401
+from btw_backup.destination import points  # noqa: F401
 
 from .helpers import trees
 from .helpers.destinations import joined, listed, mounted, rdiff_backup
