@@ -608,7 +608,7 @@ def locking(
         start_new_session=True,
     )
     try:
-        while not any(path.stat().st_mode & 0o777 == 0o400 for path in (repository / "locks").iterdir()):
+        while not _has_a_lock(repository):
             assert process.poll() is None
             time.sleep(0.01)
         yield process
@@ -617,6 +617,13 @@ def locking(
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         bury(process.pid)
+
+
+def _has_a_lock(repository: Path) -> bool:
+    """Whether a lock is complete; it may be renamed, or be gone, while it is looked at."""
+    with suppress(FileNotFoundError):
+        return any(path.stat().st_mode & 0o777 == 0o400 for path in (repository / "locks").iterdir())
+    return False
 
 
 @traced
