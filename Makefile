@@ -25,7 +25,7 @@ test: test-packages .venv/development
 # Lists the lines that no test runs, counting processes that tests start. See also build/coverage/html.
 coverage: test-packages .venv/coverage
 	rm -rf build/coverage
-	.venv/bin/coverage run -m pytest -n $(WORKERS) $(TESTS)
+	.venv/bin/coverage run -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 	.venv/bin/coverage combine -q
 	.venv/bin/coverage html -q
 	.venv/bin/coverage report
