@@ -33,7 +33,7 @@ def attributes(path: Path) -> str:
 
 
 def other_content(one: Path, other: Path) -> set[str]:
-    """The files that differ, according to diff."""
+    """The files that differ, according to diff; that of diffutils 3.12 quotes names with spaces."""
     argv: list[str | Path] = ["diff", "-rq", "--no-dereference", one, other]
     lines = subprocess.run(argv, capture_output=True, text=True).stdout.splitlines()
     found = [re.fullmatch(rf"Files {re.escape(str(one))}/(.*) and .* differ", line) for line in lines]
@@ -81,7 +81,7 @@ class History:
             config.write_text(f"TYPE = {kind!r}\nMAX_INCREMENTAL_COUNT = 1\n")
             change()
             assert self.btw("fs", self.src, self.dst) == Result(0, "", "")
-            self.trees.append(top / f"at {number}")
+            self.trees.append(top / f"at-{number}")
             subprocess.run(["cp", "-a", self.src, self.trees[-1]], check=True)
         self.points = [line.strip() for line in listed(self.btw, self.dst)]
 
