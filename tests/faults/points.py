@@ -37,8 +37,10 @@ class Archivist:
             run("cp", "-a", backup, copy)
             found = {}
             for number, moment in enumerate([backup.name, *times]):
+                at = ["--at", f"{moment}Z"]
+                run("rdiff-backup", "-v0", "verify", *at, copy)
                 restored = Path(scratch, str(number))
-                run("rdiff-backup", "-v0", "restore", "--at", f"{moment}Z", copy, restored)
+                run("rdiff-backup", "-v0", "restore", *at, copy, restored)
                 if not restored.is_dir():
                     raise Broken(f"rdiff-backup restores nothing of {backup.name} at {moment}")
                 files = [path for path in restored.iterdir() if path.is_file()]

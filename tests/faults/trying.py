@@ -1,8 +1,6 @@
 """Which faults are tried on an operation, and how one is tried."""
 
-import os
 import random
-import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -26,9 +24,7 @@ from .faults import (
 )
 from .programs import bad_programs
 from .scenes import AS_ROOT, DbScene, Scene
-from .tracing import FAILING, Call
-
-_DOZEN = 12
+from .tracing import FAILING
 
 
 def attempt(scene: Scene, fault: Fault) -> list[str] | None:
@@ -60,7 +56,7 @@ def attempt(scene: Scene, fault: Fault) -> list[str] | None:
 
 def faults_of(scene: Scene, rng: random.Random, *, quick: bool) -> list[Fault]:
     """Return the faults to try on an operation: all, or a sample."""
-    calls = _without_repetitions(scene.traced())
+    calls = scene.traced()
     failing = [call for call in calls if call.name in FAILING and "<pipe:" not in call.text]
     every: list[list[Fault]] = [
         [Kill(call) for call in calls],
@@ -90,18 +86,8 @@ def faults_of(scene: Scene, rng: random.Random, *, quick: bool) -> list[Fault]:
         kills = [fault for fault in picked if isinstance(fault, (Kill, KillAll, KillWithChild))]
         others = [fault for fault in picked if fault not in kills]
         return [*publishing, *kills[: 3 - len(publishing)], *rng.sample(others, min(3, len(others)))]
-    # Each of our own calls gets a kill, and an error; a sample of the rest is enough.
+    # Each of our own calls gets a kill and an error; a sample of the rest is enough.
     return [fault for group in every if group for fault in _thinned(group)]
-
-
-def _without_repetitions(calls: list[Call]) -> list[Call]:
-    """The calls, a dozen of those that do the same with one file of a directory after another."""
-    alike: dict[tuple[str, ...], list[Call]] = {}
-    for call in calls:
-        paths = re.findall(r"<([^<>]*)>", call.text)
-        alike.setdefault((call.name, *map(os.path.dirname, paths)), []).append(call)
-    chosen = {call for group in alike.values() for call in [*group[:: -(-len(group) // _DOZEN)], group[-1]]}
-    return [call for call in calls if call in chosen]
 
 
 def _thinned(group: list[Fault]) -> list[Fault]:
