@@ -1,7 +1,6 @@
 """Restoring a point for real, into a scratch place, to show that it can be restored."""
 
 import os
-import secrets
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -113,7 +112,7 @@ def _scratch() -> Iterator[Directory]:
     with (
         prefixing_errors(temporary),
         Directory.at(temporary) as top,
-        top.temporary(f"btw-backup-{secrets.token_hex(8)}") as scratch,
+        top.temporary(f"btw-backup-{os.urandom(8).hex()}") as scratch,
         room_on(temporary, scratch),
     ):
         scratch.make(_TREE)
@@ -160,7 +159,7 @@ def _count(tree: Directory) -> Files:
 
 
 def _restore_database(content: Content, server: Server) -> Rows:
-    scratch = f"btw_backup_test_{secrets.token_hex(4)}"
+    scratch = f"btw_backup_test_{os.urandom(4).hex()}"
     with content.file() as dumped:
         with _undecided():
             postgres.create_database(scratch, dumped, server)

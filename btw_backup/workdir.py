@@ -3,7 +3,6 @@
 import fcntl
 import hashlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -118,7 +117,7 @@ def create(config_dir: str, name: str, source: str, config_text: str) -> str:
                 shutil.rmtree(os.path.join(config_dir, left))
         if os.path.lexists(path):
             raise Error(f"{path} is in the way: it stands for another source")
-        prepared = os.path.join(config_dir, _PREPARED + secrets.token_hex(4))
+        prepared = os.path.join(config_dir, _PREPARED + os.urandom(4).hex())
         try:
             os.mkdir(prepared, 0o700)
             os.symlink(source, os.path.join(prepared, _SOURCE))
@@ -164,7 +163,7 @@ def staging(workdir: Workdir) -> Iterator[Directory]:
     Runs to different destinations share the working directory, so each stages in a directory of
     its own and holds a lock on it.
     """
-    name = _STAGE + secrets.token_hex(4)
+    name = _STAGE + os.urandom(4).hex()
     with (
         prefixing_errors(workdir.staging),
         _locked(workdir) as parent,

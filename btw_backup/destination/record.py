@@ -5,7 +5,6 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
-from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from ..archive.parts import Part, Start
 from ..system.directories import Directory
@@ -13,6 +12,7 @@ from ..system.files import write_all
 
 _NAME = "newest"
 _UNKNOWN = "-"
+_FORMAT = "2"  # of what is remembered: nothing is known from another
 
 
 class Stretch(NamedTuple):
@@ -46,7 +46,7 @@ def identity(name: str, files: Sequence[os.stat_result]) -> str:
     """What identifies the newest backup as it is now, by its name and what lstat(2) returns of its files."""
     # The ctime of a file tells that it is neither replaced nor changed since.
     about = [f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_ctime_ns}" for found in files]
-    return hashlib.sha256("\n".join([name, *about]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([_FORMAT, name, *about]).encode()).hexdigest()
 
 
 def read(private: Directory, of: str) -> Record:
@@ -70,7 +70,7 @@ def read(private: Directory, of: str) -> Record:
 def write(known: Record, scratch: Directory, private: Directory, of: str) -> None:
     """Remember it, prepared in the directory ``scratch``. If there is no room the next run reads more."""
     fields = [of, *(field or _UNKNOWN for field in known[:3]), str(len(known.parts))]
-    stretches = [f"{stretch.digest or _UNKNOWN} {_quoted(stretch.start)}" for stretch in known.stretches]
+    stretches = [f"{stretch.digest or _UNKNOWN} {stretch.start.hex()}" for stretch in known.stretches]
     text = "\n".join([" ".join(fields), *map(_line, known.parts), *stretches, ""]).encode()
     with suppress(OSError):
         with scratch.create(_NAME) as fd:
@@ -80,24 +80,16 @@ def write(known: Record, scratch: Directory, private: Directory, of: str) -> Non
 
 def _line(part: Part) -> str:
     start = part.start
-    path = _UNKNOWN if start.path is None else _quoted(start.path)
-    return f"{part.name} {part.size} {start.cut} {start.left} {path} {_quoted(start.name)}"
+    path = _UNKNOWN if start.path is None else start.path.hex()
+    return f"{part.name} {part.size} {start.cut} {start.left} {path} {start.name.hex()}"
 
 
 def _part(line: str) -> Part:
     name, size, cut, left, path, member = line.split(" ")
-    start = Start(_unquoted(member), int(cut), int(left), None if path == _UNKNOWN else _unquoted(path))
-    return Part(name, int(size), start)
+    known = None if path == _UNKNOWN else bytes.fromhex(path)
+    return Part(name, int(size), Start(bytes.fromhex(member), int(cut), int(left), known))
 
 
 def _stretch(line: str) -> Stretch:
     digest, start = line.split(" ")
-    return Stretch(_unquoted(start), None if digest == _UNKNOWN else digest)
-
-
-def _quoted(text: bytes) -> str:
-    return f"'{quote_from_bytes(text)}'"  # never empty, nor what stands for the unknown
-
-
-def _unquoted(text: str) -> bytes:
-    return unquote_to_bytes(text[1:-1])
+    return Stretch(bytes.fromhex(start), None if digest == _UNKNOWN else digest)

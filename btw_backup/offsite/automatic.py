@@ -1,82 +1,39 @@
-"""Sending what a backup stored, and what earlier runs could not send."""
+"""Whether a backup is sent off-site as soon as it is made."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Protocol
 
 from ..config import Offsite
-from ..destination.view import View, viewing
 from ..destination.writer import LockedDestination
-from ..errors import NOT_SENT, Error, prefixing_errors
 from ..messages import Messages
-from . import configuration
-from .sending import is_sent, send
-from .state import State, examine
-from .stores import repositories
 
 
-class Sending:
-    """Sends what a backup stored, and what earlier runs could not send. Made by ``sending``."""
-
-    def __init__(self, settings: Offsite | None, messages: Messages, views: ExitStack) -> None:
-        self._settings = settings if settings is not None and settings.auto else None
-        self._messages = messages
-        self._views = views
-        self._lacking: list[str] = []
-        self._taken: tuple[View, State] | None = None
-        self._failed: list[str] = []
-        self._status = 0
+class Sending(Protocol):
+    """Sends what a backup stored, and what earlier runs could not send."""
 
     def take(self, destination: LockedDestination) -> None:
         """Take a copy of the locked destination if its state has not been sent."""
-        if self._settings is not None:
-            addresses = self._settings.addresses
-            with self._failing(destination.path, *addresses):
-                state = examine(destination)
-                self._lacking = [one for one in addresses if not is_sent(destination, state, one)]
-                if self._lacking:
-                    self._taken = self._views.enter_context(viewing(destination)), state
 
     def finish(self) -> int:
         """Send it, and the configuration. Returns an exit status; what failed was printed."""
-        if self._settings is not None and self._taken is not None:
-            view, state = self._taken
-            with self._failing(view.path, *self._lacking):
-                for repository in repositories(self._settings, self._lacking):
-                    with self._failing(view.path, repository.address):
-                        send(view, state, repository, self._settings, self._messages)
-        if self._settings is not None:
-            self._send_configuration(self._settings)
-        return self._status
 
-    def _send_configuration(self, settings: Offsite) -> None:
-        """Send the configuration directory to the repositories that have not failed already."""
-        with self._failing(settings.config_dir, of_configuration=True):
-            lacking = [
-                address
-                for address in settings.addresses
-                if address not in self._failed and not configuration.is_sent(settings, address)
-            ]
-            if lacking:
-                with configuration.staging(settings) as staged:
-                    for repository in repositories(settings, lacking):
-                        with self._failing(settings.config_dir, repository.address, of_configuration=True):
-                            configuration.send(staged, repository, settings, self._messages)
 
-    @contextmanager
-    def _failing(self, path: str, *addresses: str, of_configuration: bool = False) -> Iterator[None]:
-        """Report an error, and that the repositories at these addresses lack something."""
-        try:
-            with prefixing_errors(path):
-                yield
-        except Error as error:
-            what = "the off-site copy of the configuration" if of_configuration else "its off-site copy"
-            self._messages.error(f"the backup was made, but not {what}: {error}")
-            self._status = NOT_SENT
-            self._failed += addresses
+class _SendingNothing:
+    def take(self, destination: LockedDestination) -> None:
+        pass
+
+    def finish(self) -> int:
+        return 0
 
 
 @contextmanager
 def sending(settings: Offsite | None, messages: Messages) -> Iterator[Sending]:
     """Send the destination that the block works on, if the configuration says so."""
+    if settings is None or not settings.auto:
+        yield _SendingNothing()
+        return
+    from .following import Following  # what is sent nowhere does not wait for it
+
     with ExitStack() as views:
-        yield Sending(settings, messages, views)
+        yield Following(settings, messages, views)

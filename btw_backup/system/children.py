@@ -8,7 +8,6 @@ import os
 import select
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, NoReturn
@@ -126,8 +125,8 @@ def _do(work: Callable[[], bytes], output: IO[bytes], parent: int) -> NoReturn:
         status = 0
     except OSError:
         pass
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
         sys.stderr.flush()
     finally:
         os._exit(status)

@@ -5,7 +5,6 @@ import errno
 import os
 import re
 import stat
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -26,6 +25,8 @@ def execute(text: bytes, path: str) -> tuple[dict[str, Any], dict[str, int]]:
     except SyntaxError as error:
         raise Error(Located(error.msg, path, error.lineno or 1)) from error
     except (Exception, SystemExit) as error:
+        import traceback  # what has no such error does not wait for it
+
         places = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
         line = places[-1].lineno if places else 1
         raise Error(Located(f"{type(error).__name__}: {error}", path, line)) from error
