@@ -12,6 +12,7 @@ from ..errors import Error
 from ..system.directories import Directory
 from . import metadata
 from .chain import (
+    ALWAYS_EMPTY,
     DATA,
     INCREMENT,
     INCREMENTS,
@@ -24,9 +25,6 @@ from .chain import (
     is_stamp,
 )
 from .labels import ARCHIVE, is_part
-
-# They tell how names are changed for file systems that can't hold all names; ours never are.
-_ALWAYS_EMPTY = ("chars_to_quote", "special_escapes")
 
 
 def check(chain: Directory) -> None:
@@ -65,7 +63,7 @@ def _check_data(data: Directory, name: str, held: str | None) -> None:
     _check_is(data, name, stat.S_IFREG)
     if _names(METADATA, name) or _names(OTHER_METADATA, name):
         _check_metadata(name, metadata.read(data, name), held)
-    elif name in _ALWAYS_EMPTY:
+    elif ALWAYS_EMPTY.fullmatch(name):
         if data.status(name).st_size:
             raise Error(f"{DATA}/{name} is not empty: refused")
     elif not any(_names(pattern, name) for pattern in (MARKER, INCREMENT, LOGS)):

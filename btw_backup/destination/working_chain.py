@@ -207,7 +207,7 @@ def working_chain(
     """
 
     def is_linkable(name: str, found: os.stat_result) -> bool:
-        return chain.is_linkable(name, found) and owner.owns(found)
+        return chain.is_linkable(name) and owner.owns(found)
 
     with private.temporary(chain_name) as made:
         linked = _NOTHING_LINKED

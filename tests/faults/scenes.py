@@ -207,7 +207,6 @@ class FsScene(Scene):
         return ["fs", "-u", str(OWNER), str(self.source), str(case.dst)]
 
     def change(self, number: int) -> None:
-        # More than 64 KiB that can't be compressed: rdiff-backup's increments are linked then.
         (self.source / "sub").mkdir(parents=True, exist_ok=True)
         (self.source / "large").write_bytes(random.Random(number).randbytes(150_000))
         (self.source / "sub" / "small").write_text(f"state {number}\n")
