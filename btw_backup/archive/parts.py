@@ -20,7 +20,7 @@ class Sizes(NamedTuple):
 
     least: int = 4 << 20
     most: int = 16 << 20
-    cut: int = 8 << 20
+    cut: int = 4 << 20
     small: int = 1
     one_of: int = 64
 
