@@ -15,7 +15,7 @@ import pytest
 
 from .helpers.destinations import at_rest, mounted, tree
 from .helpers.running import Btw, Result, replacing
-from .helpers.small_parts import REPLACED, SMALL_FULL
+from .helpers.small_parts import REPLACED, SMALL, SMALL_FULL
 
 DONE = Result(0, "", "")
 FILES = 150
@@ -330,7 +330,12 @@ def test_when_no_label_is_left_a_new_chain_begins(
         fill(src / "many" / f"0706{number:03}", 1000)
     assert few("fs", src, dst) == DONE
     assert "there are too many parts between two others" in (dst / "log.txt").read_text()
-    assert len(chains(dst)) == 2
+    with (src / "large").open("r+b") as file:
+        file.seek(10 * SMALL.cut)
+        file.write(b"changed")
+    assert small("fs", src, dst) == DONE
+    assert small("fs-restore", dst, tmp_path / "restored") == DONE
+    assert tree(tmp_path / "restored") == tree(src)
     assert few("fs-restore", dst, tmp_path / "target") == DONE
     assert tree(tmp_path / "target") == tree(src)
     assert few("verify", dst) == DONE
@@ -408,3 +413,32 @@ def test_a_part_that_is_not_as_it_was_left(
     assert small("fs-restore", dst, tmp_path / "target") == DONE
     assert tree(tmp_path / "target") == tree(src)
     assert small("verify", "--latest", dst) == DONE
+
+
+@pytest.mark.usefixtures("configure")
+def test_data_that_was_cut_less_often_is_found_and_restored(
+    btw: Btw, small: Btw, config_dir: Path, src: Path, dst: Path, tmp_path: Path
+) -> None:
+    seldom = {
+        "archive.parts.INCREMENTAL": f"module.{SMALL._replace(cut=4 * SMALL.cut)!r}",
+        "archive.parts.FULL": f"module.{SMALL_FULL._replace(cut=4 * SMALL_FULL.cut)!r}",
+    }
+    fill(src / "large", 5 * SMALL.cut * 4)
+    assert replacing(config_dir, seldom)("fs", src, dst) == DONE
+    (chain,) = chains(dst)
+    assert [found.st_size for found in parts(chain).values()].count(4 * SMALL.cut) >= 4
+    (at,) = points(btw, dst)
+    assert len(small("ls", dst).out.splitlines()) == len(small("ls", dst, "many").out.splitlines()) + 3
+    for path in ("large", "many/077", "zzz"):
+        assert small("fs-restore", dst, tmp_path / path.replace("/", "-"), path) == DONE
+        assert (tmp_path / path.replace("/", "-") / path).read_bytes() == (src / path).read_bytes()
+    assert "many/077" in small("find", dst, "077").out
+    fill(src / "many" / "077", 1000)
+    assert small("fs", src, dst) == DONE
+    assert small("diff", dst, at).out.split()[-1].endswith("many/077")
+    with (src / "large").open("r+b") as file:
+        file.seek(10 * SMALL.cut)
+        file.write(b"changed")
+    assert small("fs", src, dst) == DONE
+    assert small("fs-restore", dst, tmp_path / "restored") == DONE
+    assert tree(tmp_path / "restored") == tree(src)

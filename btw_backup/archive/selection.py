@@ -19,9 +19,10 @@ def stretches(sizes: Sequence[int]) -> list[range]:
     """Divide parts, given their sizes in bytes, into the shortest runs that surely begin with a member each.
 
     In the data of a member there may be headers, too, of whatever its owner likes. So a part counts as
-    beginning with a member only if it is neither as long as data is cut, nor follows such a part.
+    beginning with a member only if it is neither as long as data is cut, nor follows such a part. Data of
+    older chains is cut less often, at a multiple of today's length.
     """
-    is_cut = [False, *(size == FULL.cut for size in sizes)]
+    is_cut = [False, *(size % FULL.cut == 0 for size in sizes)]
     begins = [place for place in range(len(sizes)) if not any(is_cut[place : place + 2])]
     if sizes and begins[:1] != [0]:
         begins.insert(0, 0)
