@@ -9,13 +9,14 @@ from ..destination.writer import LockedDestination
 from ..errors import NOT_SENT, Error, prefixing_errors
 from ..messages import Messages
 from . import configuration
+from .automatic import Sending
 from .sending import is_sent, send
 from .state import State, examine
 from .stores import repositories
 
 
-class Following:
-    """Sends what a backup stored, and what earlier runs could not send. Made by ``automatic.sending``."""
+class Following(Sending):
+    """Really sends it. Made by ``automatic.sending``."""
 
     def __init__(self, settings: Offsite, messages: Messages, views: ExitStack) -> None:
         self._settings = settings
@@ -27,7 +28,6 @@ class Following:
         self._status = 0
 
     def take(self, destination: LockedDestination) -> None:
-        """Take a copy of the locked destination if its state has not been sent."""
         addresses = self._settings.addresses
         with self._failing(destination.path, *addresses):
             state = examine(destination)
@@ -36,7 +36,6 @@ class Following:
                 self._taken = self._views.enter_context(viewing(destination)), state
 
     def finish(self) -> int:
-        """Send it, and the configuration. Returns an exit status; what failed was printed."""
         if self._taken is not None:
             view, state = self._taken
             with self._failing(view.path, *self._lacking):
