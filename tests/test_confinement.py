@@ -21,7 +21,7 @@ from btw_backup.system.directories import Directory
 
 from .helpers.confinement import confined, without_confinement
 from .helpers.postgres_servers import MakeDatabase, Server
-from .helpers.running import Btw
+from .helpers.running import Btw, wait_for
 from .helpers.trees import assert_same, build
 
 # Each is tried in the directory that may be written, and outside by every way that leads there.
@@ -238,9 +238,7 @@ def test_it_is_gone_when_the_block_ends(land: Land) -> None:
     for _ in range(10):
         argv = [sys.executable, "-c", writer]
         with process.Program(argv, cwd=land.fd, confined=Confinement([land.fd])):
-            deadline = time.monotonic() + 30
-            while not (land.inside / "count").exists():
-                assert time.monotonic() < deadline
+            wait_for((land.inside / "count").exists)
         (land.inside / "count").unlink()
         time.sleep(0.005)
         assert not (land.inside / "count").exists()
@@ -297,10 +295,7 @@ def test_it_dies_with_us(land: Land) -> None:
         " confined=Confinement([fd]))"
     )
     with subprocess.Popen([sys.executable, "-c", script]) as parent:
-        deadline = time.monotonic() + 30
-        while not (land.inside / "started").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for((land.inside / "started").exists)
         parent.kill()
     time.sleep(3.5)
     assert not (land.inside / "late").exists()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from .helpers.postgres_servers import ACCOUNT, AS_ROOT, MakeDatabase, Server, wait_for, without_keys
-from .helpers.running import Btw, Result
+from .helpers.postgres_servers import ACCOUNT, AS_ROOT, MakeDatabase, Server, without_keys
+from .helpers.running import Btw, Result, wait_for
 
 PROG = "btw_backup"
 MOMENT = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -23,7 +22,7 @@ from btw_backup.destination.reader import Destination
 from .faults.tracing import CHANGING, parse_trace, tracing
 from .helpers import trees
 from .helpers.destinations import add_tarball, mounted
-from .helpers.running import Btw, Result, break_bubblewrap, replacing
+from .helpers.running import Btw, Result, break_bubblewrap, replacing, wait_for
 from .helpers.small_parts import REPLACED
 
 PROG = "btw_backup"
@@ -530,7 +529,7 @@ def test_while_a_backup_is_running(
             dst,
         ]
         with subprocess.Popen(command, env={**os.environ, "PATH": path}) as running:
-            await_(started.exists)
+            wait_for(started.exists, 60)
             with open(dst / ".btw-backup" / "lock") as lock, pytest.raises(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for name, state in zip(names, states, strict=True):
@@ -555,13 +554,6 @@ def waiting_program(top: Path, program: str) -> Iterator[tuple[str, Path, Path]]
     script.chmod(0o755)
     break_bubblewrap(top / "bin")
     yield f"{top / 'bin'}:{os.environ['PATH']}", started, go
-
-
-def await_(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
 
 
 # Damage
@@ -658,7 +650,7 @@ def test_a_restore_that_is_interrupted_looks_incomplete(
     with waiting_program(tmp_path, "tar") as (path, started, _):
         command: list[str | Path] = [sys.executable, "-m", "btw_backup", "fs-restore", dst, target]
         with subprocess.Popen(command, env={**os.environ, "PATH": path}) as running:
-            await_(started.exists)
+            wait_for(started.exists, 60)
             running.send_signal(signum)
             assert running.wait(60) == 128 + signum
     assert os.listdir(target) == [MARKER]
@@ -830,8 +822,8 @@ def test_the_temporary_directory_is_freed_at_a_signal(
         ]
         environment = {**os.environ, "PATH": path, "TMPDIR": str(temporary)}
         with subprocess.Popen(command, env=environment) as running:
-            await_(started.exists)
-            await_(lambda: any(name.startswith(f"{temporary}/") for name in _open_files(running.pid)))
+            wait_for(started.exists, 60)
+            wait_for(lambda: any(name.startswith(f"{temporary}/") for name in _open_files(running.pid)), 60)
             running.send_signal(signum)
             assert running.wait(60) == 128 + signum
     assert os.listdir(temporary) == []

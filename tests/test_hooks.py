@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .helpers.postgres_servers import wait_for
-from .helpers.running import Btw
+from .helpers.running import Btw, wait_for
 
 
 @pytest.fixture

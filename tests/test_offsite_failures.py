@@ -29,7 +29,7 @@ from .faults.trying import attempt
 from .helpers import hostile, trees
 from .helpers.destinations import add_tarball, at_rest, mounted
 from .helpers.repositories import PASSWORD, S3, S3_KEYS, configure, restic, snapshots
-from .helpers.running import Btw, Gate, Result, Start, ended
+from .helpers.running import Btw, Gate, Result, Start, ended, wait_for
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("restic") is None, reason="restic is not installed"),
@@ -423,10 +423,7 @@ def test_a_signal_ends_restic_too(
     sync.send_signal(signum)
     assert ended(sync) == (128 + signum, "")
     restic = Path("/proc", (tmp_path / "pid").read_text().strip())
-    deadline = time.monotonic() + 10
-    while restic.exists():  # it has been killed, but a busy system takes its time
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: not restic.exists(), 10)  # it has been killed, but a busy system takes its time
     assert at_rest(filled)
     assert btw("sync", filled) == SILENCE
     check_fetched(btw, filled)

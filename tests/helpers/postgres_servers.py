@@ -278,12 +278,3 @@ def make_database() -> Iterator[MakeDatabase]:
 def quoted(identifier: str) -> str:
     """Return the identifier as SQL."""
     return '"' + identifier.replace('"', '""') + '"'
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
-    """Wait until the condition holds; fail if it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail("it did not happen in time")
-        time.sleep(0.02)

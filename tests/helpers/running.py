@@ -121,6 +121,14 @@ def replacing(config_dir: Path, replaced: dict[str, str]) -> Callable[..., Resul
     return run
 
 
+def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
+    """Wait until the condition holds; fail if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
 class Gate:
     """A stand-in for a program that waits at its start until the gate is opened."""
 
@@ -143,10 +151,7 @@ class Gate:
 
     def reached(self) -> None:
         """Wait until the program has started."""
-        deadline = time.monotonic() + 30
-        while not self._started.exists():
-            assert time.monotonic() < deadline, "it never ran"
-            time.sleep(0.01)
+        wait_for(self._started.exists)
 
 
 class Start(Protocol):
