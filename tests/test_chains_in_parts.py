@@ -358,6 +358,26 @@ def test_little_room(
         assert len(points(small_parts, dst)) == 2
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+def test_one_file_stands_for_parts_of_the_same_size_and_time(
+    small: Btw, configure: Callable[..., None], config_dir: Path, src: Path, dst: Path, tmp_path: Path
+) -> None:
+    """The stage has fewer inodes than there are parts that stay."""
+    shutil.rmtree(src)
+    fill(src / "large", 1_000_000)
+    assert small("fs", src, dst) == DONE
+    stage, image = config_dir / "src.0123" / "backup", tmp_path / "image"
+    image.write_bytes(bytes(4 << 20))
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-N", "32", image], check=True)
+    with mounted("-o", "loop", image, stage):
+        stage.chmod(0o700)
+        assert os.statvfs(stage).f_ffree < len(parts(chains(dst)[0])) // 2
+        (src / "other").write_text("new")
+        assert small("fs", src, dst) == DONE
+    assert small("verify", dst) == DONE
+    assert by_hand(chains(dst)[0], points(small, dst)[1], tmp_path / "hand") == tree(src)
+
+
 @pytest.mark.parametrize(
     "name", ["backup.tar.12", "backup.tar.0000", "backup.tar.00010000", "backup.tar.x", "x"]
 )

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
+from itertools import groupby
 from typing import IO, cast
 
 from ..errors import Error
@@ -54,7 +55,7 @@ class WorkingChain:
         ``advance`` is called with the size of each that it has stored, in bytes. Raises Unusable unless it
         really did.
         """
-        before = {name: self._stand_in(name) for name in kept}
+        before = self._stand_in(kept)
         moment = (self._time.timestamp(), self._time.timestamp())
         for name in changed:  # no earlier point has this mtime
             os.utime(name, moment, dir_fd=self._stage.fileno(), follow_symlinks=False)
@@ -86,15 +87,25 @@ class WorkingChain:
             ):
                 raise Unusable("rdiff-backup exited with code: 0, but did not remove the older points")
 
-    def _stand_in(self, name: str) -> os.stat_result:
-        """Stage what rdiff-backup takes for the same file as the mirror, and does not read.
+    def _stand_in(self, names: Collection[str]) -> dict[str, os.stat_result]:
+        """Stage what rdiff-backup takes for the same files as the mirrors, and does not read.
 
-        Returns the mirror's status.
+        One file, under many names, stands for those of the same size and time, as most parts of large
+        members are. Returns the statuses of the mirrors.
         """
-        found = self.directory.status(name)
-        with self._stage.create(name) as file:
-            os.truncate(file, found.st_size)
-            os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
+        found = {name: self.directory.status(name) for name in names}
+
+        def size_and_time(name: str) -> tuple[int, int]:
+            return found[name].st_size, found[name].st_mtime_ns
+
+        for (size, time), alike in groupby(sorted(names, key=size_and_time), size_and_time):
+            waiting = [*alike]
+            while waiting:
+                with self._stage.create(waiting.pop()) as file:
+                    os.truncate(file, size)
+                    os.utime(file, ns=(time, time))
+                    while waiting and self._stage.link(file, waiting[-1]):
+                        waiting.pop()
         return found
 
     def _has_points(self, data: Directory, times: list[datetime]) -> bool:

@@ -132,6 +132,17 @@ class Directory:
         finally:
             os.close(fd)
 
+    def link(self, file: int, name: str) -> bool:
+        """Hard-link an open file. False if the file system has no hard links, or no more of this file."""
+        try:
+            # By its descriptor, so that it is the file that was examined (linkat(2)).
+            os.link(f"/proc/self/fd/{file}", name, dst_dir_fd=self._fd, follow_symlinks=True)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EMLINK, errno.EXDEV, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            return False
+        return True
+
     @contextmanager
     def temporary(self, name: str) -> "Iterator[Directory]":
         """Make a directory that only we may use, removed at the end with everything in it."""

@@ -64,23 +64,11 @@ def link_tree(
                 raise Error(f"{entry} is a hard link to a file of another owner: refused")
             if strict and not theirs:  # who can write to its directory could have moved it here
                 raise Error(f"{entry} is a file of another owner than its directory: refused")
-            if theirs and linkable(entry, found) and _link(fd, entry, target):
+            if theirs and linkable(entry, found) and target.link(fd, entry):
                 linked.add(found.st_ino)
             else:
                 copy_file(fd, found, entry, target)
     return Linked(linked, size)
-
-
-def _link(fd: int, name: str, target: Directory) -> bool:
-    """Hard-link the open file. False if the file system has no hard links, or no more of them."""
-    try:
-        # By its descriptor, so that it is the file that was examined (linkat(2)).
-        os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=target.fileno(), follow_symlinks=True)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EMLINK, errno.EXDEV, errno.ENOTSUP, errno.ENOSYS):
-            raise
-        return False
-    return True
 
 
 def copy_file(source: int, found: os.stat_result, name: str, target: Directory) -> None:
