@@ -33,8 +33,8 @@ def backing_up(
     so it starts early, and waits. Its exit status 0 does not mean that it stored anything.
     """
     argv: list[str | At] = [*_COMMAND, "--current-time", str(int(time.timestamp()))]
-    # Files that it takes for unchanged may be links to one file.
-    argv += ["backup", "--no-hard-links"]
+    # Nobody needs its statistics of each file. Files that it takes for unchanged may be links to one file.
+    argv += ["backup", "--no-file-statistics", "--no-hard-links"]
     # It reads the list of excluded files, an empty one, from the pipe before it looks for files.
     # It takes paths that hold "::" for remote hosts; these can't.
     argv += ["--exclude-filelist-stdin", ".", At(private, chain)]
