@@ -170,10 +170,12 @@ def chains(bench: Bench) -> Iterator[Row]:
     mine, theirs, stored = bench.in_turn(ours.first(), Task(by_hand, start_again, tree), synced)
     yield compared("first, A, type rdiff / tar, rdiff-backup", mine, theirs, 1.25)
     yield compared("first, A, type rdiff / tar, rdiff-backup, sync", mine, stored, 1.25)
+    points = 1
     for case, change in _changes(tree):
         mine, theirs = bench.in_turn(ours.backup(change), Task(by_hand, change, tree))
         yield compared(f"{case}, A, type rdiff / tar, rdiff-backup", mine, theirs, 1.15)
-    expect_points(ours, 1 + 2 * (1 + bench.scale.rounds))
+        points += mine.runs
+    expect_points(ours, points)
     shutil.rmtree(place)
 
 
@@ -183,10 +185,12 @@ def tarballs(bench: Bench) -> Iterator[Row]:
     ours, by_hand = Ours(place, tree, "tar"), subjects.tar_compressed(tree, place / "by-hand.tbz")
     mine, theirs = bench.in_turn(ours.first(), by_hand)
     yield compared("first, A, type tar / tar | lbzip2", mine, theirs, 1.1)
+    points = 1
     for case, change in _changes(tree):
         mine, theirs = bench.in_turn(ours.backup(change), by_hand)
         yield compared(f"{case}, A, type tar / tar | lbzip2", mine, theirs, 1.1)
-    expect_points(ours, 1 + 2 * (1 + bench.scale.rounds))
+        points += mine.runs
+    expect_points(ours, points)
     shutil.rmtree(place)
 
 

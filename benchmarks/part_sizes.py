@@ -52,7 +52,7 @@ def part_sizes(bench: Bench) -> Iterator[Row]:
                 "",
                 f"{count} parts; first {seconds(first.median)}, changed {seconds(later.median)}, "
                 f"one file back {seconds(restore.median)}, a change stores "
-                f"{added / (1 + bench.scale.rounds) / 1_000_000:.1f} MB",
+                f"{added / later.runs / 1_000_000:.1f} MB",
                 True,
             )
         shutil.rmtree(place)

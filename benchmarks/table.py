@@ -97,9 +97,10 @@ Measurements
 ============
 
 Made by ``make bench`` on {datetime.now(UTC):%Y-%m-%d}, with a warm cache. Ours and the others run in
-turn, round by round. Seconds are medians of the rounds; a ratio is the median of those of each round, with
-the least and the greatest. Where a limit grants seconds besides, they are subtracted from ours first. Memory
-is the peak of our own process, without the programs that it runs.
+turn, round by round; what takes few seconds runs twice in its turn, and the second time counts. Seconds are
+medians of the rounds; a ratio is the median of those of each round, with the least and the greatest. Where a
+limit grants seconds besides, they are subtracted from ours first. Memory is the peak of our own process,
+without the programs that it runs.
 
 * Tree A: 30,000 files of 300 MB together in 200 directories, half of them text and half random, their sizes
   log-normal.
