@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 from tests.helpers.postgres_servers import INSTALLATIONS, Server
@@ -52,8 +53,9 @@ def database(bench: Bench) -> Iterator[Row]:
 
 
 def _changed(bench: Bench, server: Server, place: Path) -> Iterator[Row]:
-    """Changed runs, of a million short rows of which a thousand are updated."""
+    """Changed runs, of a million short rows of which a thousand are updated, others each time."""
     rows = bench.scale.database // _ROW
+    rests = count(7)
     server.psql(f"CREATE DATABASE {_CHANGING}")
     server.psql("CREATE TABLE items (id int PRIMARY KEY, name text, price numeric)", _CHANGING)
     server.psql(_ITEMS.format(rows=rows), _CHANGING)
@@ -63,7 +65,8 @@ def _changed(bench: Bench, server: Server, place: Path) -> Iterator[Row]:
     env = server.as_superuser
 
     def change() -> None:
-        server.psql(f"UPDATE items SET price = price + 1 WHERE id % {rows // 1000} = 7", _CHANGING)
+        some = f"id % {rows // 1000} = {next(rests)}"
+        server.psql(f"UPDATE items SET price = price + 1 WHERE {some}", _CHANGING)
 
     alone = place / "alone.dump"
     ours = Task([BTW_BACKUP, "--config-dir", config, "db", _CHANGING, dst], change, env=env)
