@@ -113,6 +113,7 @@ def _some_files(tree: Path) -> Callable[[], None]:
 
 def _room(name: str, ours: Ours, change: Callable[[], None]) -> Iterator[Row]:
     """What one more changed run takes of the disks."""
+    ours.backup().run()  # what the other programs' turns have changed
     change()
     chain = ours.newest()
     used, before = size(ours.dst), _files(chain)

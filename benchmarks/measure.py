@@ -124,8 +124,9 @@ class Measured:
 def in_turn(tasks: Sequence[Task], rounds: int) -> list[Measured]:
     """Run all of them once to warm up, and then in turn, round by round.
 
-    What takes few seconds runs twice in its turn, and the second time counts. Some systems page out what
-    was not used for seconds (DAMON_RECLAIM of Linux), which the other programs' turns take.
+    What takes few seconds runs twice in its turn, and the second time counts: it finds one change, its own.
+    The first time finds those of the other tasks' turns, too. And some systems page out what was not used
+    for the seconds that these turns take (DAMON_RECLAIM of Linux).
     """
     measured = [Measured([], task.probe()) for task in tasks]
     for _ in range(rounds):
